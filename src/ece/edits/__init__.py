@@ -1,0 +1,1 @@
+"""What an edit is: a value that can be applied, reverted, saved and loaded."""

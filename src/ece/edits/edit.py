@@ -1,0 +1,172 @@
+"""An edit: low-rank factors per changed matrix, what they were made from, and a manifest."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, Field, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ece.errors import UserError
+from ece.facts import Fact
+from ece.files import new_folder
+from ece.models import LowRank, Model
+
+MANIFEST = "manifest.json"
+TENSORS = "edit.safetensors"
+
+
+class FactEntry(BaseModel):
+    """A fact of an edit, and how the search for its target went."""
+
+    prompt: str
+    subject: str
+    target: str
+    relation: str | None = None
+    cluster: int | None = None
+    evaluations: int = 0
+    nll: float = 0.0
+    failed: bool = False
+    """The loss became NaN or infinite: the fact was left out."""
+
+    already_known: bool = False
+    """The target was the model's most probable answer before the edit."""
+
+    @property
+    def fact(self) -> Fact:
+        """The fact itself."""
+        return Fact(self.prompt, self.subject, self.target, self.relation)
+
+
+def _versions() -> dict[str, str]:
+    packages = ("ece-edit", "torch", "transformers", "safetensors")
+    return {"python": platform.python_version()} | {name: version(name) for name in packages}
+
+
+class Manifest(BaseModel):
+    """What was edited, in which model, how."""
+
+    format: int = 1
+    method: str
+    options: dict[str, Any]
+    model: str
+    fingerprint: str
+    """SHA-256 of the unedited model's parameters."""
+
+    layers: list[int]
+    neurons: dict[int, int]
+    """How many columns of W are changed in each layer."""
+
+    facts: list[FactEntry]
+    contexts: list[str]
+    anchors: list[int] = []
+    """The fact that stands for each cluster, where there are clusters."""
+
+    seconds: float
+    created: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    versions: dict[str, str] = Field(default_factory=_versions)
+
+
+@dataclass(frozen=True, eq=False)
+class Edit:
+    """The change that one batch of facts makes to a model. Making it changes nothing; `apply` does."""
+
+    deltas: Mapping[int, LowRank]
+    """By layer."""
+
+    keys: Mapping[int, Tensor]
+    """By layer: K1 `[facts, d_ff]`, which later batches must keep (the history of Eq. 4)."""
+
+    hidden: Tensor
+    """h `[facts, d_model]` at the last edited layer before the edit."""
+
+    delta: Tensor
+    """z - h `[facts, d_model]`."""
+
+    manifest: Manifest
+
+    @property
+    def facts(self) -> list[Fact]:
+        """The facts that were edited; those that failed are left out."""
+        return [entry.fact for entry in self.manifest.facts if not entry.failed]
+
+    def apply(self, model: Model) -> None:
+        """Change the model's weights.
+
+        Raises:
+            UserError: the edit was made for another model.
+        """
+        self.check(model)
+        model.overlay.push(model, self.deltas)
+
+    def revert(self, model: Model) -> None:
+        """Take the change back; without other edits the weights are the original ones, bit for bit.
+
+        Raises:
+            ValueError: the edit is not applied.
+        """
+        model.overlay.remove(model, self.deltas)
+
+    def check(self, model: Model) -> None:
+        """Refuse another model.
+
+        Raises:
+            UserError: the fingerprints differ.
+        """
+        if self.manifest.fingerprint != model.fingerprint:
+            raise UserError(
+                f"these edits were made for {self.manifest.model} ({self.manifest.fingerprint[:12]}), "
+                f"not for {model.name} ({model.fingerprint[:12]}); give the model they were made for"
+            )
+
+    def save(self, folder: Path | str) -> None:
+        """Write the folder: there whole or not at all.
+
+        Raises:
+            UserError: it exists already.
+        """
+        folder = Path(folder)
+        if folder.exists():
+            raise UserError(f"{folder} exists already; give another folder")
+        tensors = {"hidden": self.hidden, "delta": self.delta}
+        for layer, change in self.deltas.items():
+            tensors |= {
+                f"{layer}.left": change.left,
+                f"{layer}.right": change.right,
+                f"{layer}.neurons": change.neurons,
+            }
+            tensors |= {f"{layer}.keys": self.keys[layer]}
+        with new_folder(folder) as temporary:
+            save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, temporary / TENSORS)
+            (temporary / MANIFEST).write_text(self.manifest.model_dump_json(indent=1), encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path | str, device: torch.device | str = "cpu") -> Edit:
+        """Read a folder written by `save`.
+
+        Raises:
+            UserError: it is not an edit, or is damaged.
+        """
+        folder = Path(folder)
+        try:
+            manifest = Manifest.model_validate_json((folder / MANIFEST).read_bytes())
+            tensors = load_file(folder / TENSORS, device=str(device))
+            layers = manifest.layers
+            deltas = {
+                layer: LowRank(*(tensors[f"{layer}.{part}"] for part in ("left", "right", "neurons")))
+                for layer in layers
+            }
+            keys = {layer: tensors[f"{layer}.keys"] for layer in layers}
+            return cls(deltas, keys, tensors["hidden"], tensors["delta"], manifest)
+        except (OSError, SafetensorError, ValidationError, KeyError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"{folder}: not a saved edit, or damaged ({reason})") from error

@@ -1,0 +1,1 @@
+"""Measuring a model, edited or not. Knows no method."""

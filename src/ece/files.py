@@ -1,0 +1,46 @@
+"""Where files go, and how they get there: a temporary name first, then one rename."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import platformdirs
+
+
+def cache_folder() -> Path:
+    """`$ECE_CACHE`, or the user's cache folder for ece."""
+    return Path(os.environ.get("ECE_CACHE") or platformdirs.user_cache_dir("ece"))
+
+
+@contextmanager
+def new_folder(final: Path) -> Iterator[Path]:
+    """A folder to fill, which becomes `final` when the block ends well and vanishes when it does not."""
+    final.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{final.name}-", dir=final.parent))
+    temporary.chmod(0o755)
+    try:
+        yield temporary
+        if final.exists():  # another process was faster
+            shutil.rmtree(temporary)
+        else:
+            temporary.rename(final)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+@contextmanager
+def new_file(final: Path) -> Iterator[Path]:
+    """A path to write to, which becomes `final` (replacing it) when the block ends well."""
+    final.parent.mkdir(parents=True, exist_ok=True)
+    temporary = final.with_name(f".{final.name}.{os.getpid()}")
+    try:
+        yield temporary
+        temporary.replace(final)
+    finally:
+        temporary.unlink(missing_ok=True)

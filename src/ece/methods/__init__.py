@@ -1,0 +1,1 @@
+"""Editing methods: recipes on one engine, by name."""

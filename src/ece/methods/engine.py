@@ -1,0 +1,338 @@
+"""The one engine behind every recipe: facts -> keys -> neurons -> clusters -> targets -> weight changes -> Edit."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ece.edits.edit import Edit, FactEntry, Manifest
+from ece.errors import UserError
+from ece.facts import Fact, batches, check_consistent
+from ece.locate.layers import choose_layers
+from ece.locate.scores import activation_score, select, smallest_set
+from ece.methods.history import History
+from ece.methods.recipe import PerFact, Recipe, TwoStep
+from ece.methods.registry import method
+from ece.models import Delta, LowRank, Model
+from ece.models.replay import Replay, keys_captured, padded, record
+from ece.models.tails import SharedPrefixes
+from ece.models.tokens import locate
+from ece.targets.clusters import Clusters, grouped
+from ece.targets.contexts import contexts
+from ece.targets.descent import Descent, Solved
+from ece.targets.loss import TargetLoss
+from ece.targets.warm import WarmStart, target_embeddings
+from ece.update.solve import least_squares
+from ece.update.statistics import key_statistics
+
+log = logging.getLogger(__name__)
+
+PASS_TOKENS = {"cpu": 640, "other": 8192}
+"""Tail tokens in one pass: enough to keep the processor busy, few enough to keep memory small."""
+
+
+@dataclass(frozen=True)
+class Subjects:
+    """The facts' prompts up to the subjects' last tokens, ready to be run through the edited layers."""
+
+    replay: Replay
+    entering: Tensor
+    """`[rows, positions, d_model]`: what enters the first edited layer"""
+
+    last: Tensor
+    """`[rows]`: position of the subject's last token"""
+
+    share: Tensor
+    """`[rows]`: weight of the row in its fact's key; rows of a fact follow each other and begin with the bare prompt"""
+
+    facts: int
+
+    @classmethod
+    @torch.no_grad()
+    def prepare(cls, model: Model, facts: Sequence[Fact], first: int, before: Sequence[str]) -> Subjects:
+        """Run everything below layer `first`. Several contexts in `before` average keys as MEMIT does."""
+        texts = [locate(model, fact.prompt, fact.subject, before=text) for fact in facts for text in before]
+        replay = record(model, *padded([text.ids[: text.subject_last + 1] for text in texts], model.device))
+        last = torch.tensor([text.subject_last for text in texts], device=model.device)
+        others = len(before) - 1
+        shares = [0.5] + [0.5 / others] * others if others else [1.0]
+        entering = replay.run(replay.embedded, 0, first)
+        return cls(replay, entering, last, torch.tensor(shares * len(facts), device=model.device), len(facts))
+
+    def at_subject(self, states: Tensor) -> Tensor:
+        """`[rows, width]`, float32: the states at the subjects' last tokens."""
+        return states[torch.arange(len(states)), self.last.to(states.device)].float()
+
+    def key(self, captured: Tensor) -> Tensor:
+        """K1 `[facts, d_ff]` of a layer's captured keys."""
+        weighted = self.at_subject(captured) * self.share.to(captured.device)[:, None]
+        return weighted.unflatten(0, (self.facts, -1)).sum(1)
+
+    def state(self, states: Tensor) -> Tensor:
+        """H `[facts, d_model]`: from the bare prompts."""
+        return self.at_subject(states).unflatten(0, (self.facts, -1))[:, 0]
+
+
+def edit(
+    model: Model,
+    facts: Sequence[Fact],
+    recipe: Recipe | str = "ece",
+    history: History | None = None,
+    *,
+    before: Sequence[str] | None = None,
+    known: Sequence[bool] | None = None,
+) -> Edit:
+    """Find the change of weights that makes the model say these facts. The model itself stays as it is.
+
+    Args:
+        model: with earlier edits applied, if there are any.
+        facts: one batch.
+        recipe: or a method's name.
+        history: of earlier batches; None for the first.
+        before: contexts; written by the model by default.
+        known: which facts the model says already; only noted.
+
+    Raises:
+        UserError: facts contradict each other, or the model cannot be edited.
+    """
+    began = time.monotonic()
+    check_consistent(facts)
+    recipe = method(recipe) if isinstance(recipe, str) else recipe
+    history = history or History()
+    before = before or written_contexts(model)
+    recipe = with_layers(model, facts, recipe)
+    layers = recipe.edited
+    moments = statistics(model, recipe)
+
+    solved, clusters = search(model, facts, recipe, history.warm, before)
+    for fact in (fact for fact, failed in zip(facts, solved.failed.tolist(), strict=True) if failed):
+        log.warning("left out, its loss is not finite: %s", fact)
+    good = (~solved.failed).nonzero()[:, 0].tolist()
+    if not good:
+        raise UserError("the loss of every fact is NaN or infinite; is the model sound, and its dtype wide enough?")
+
+    subjects = Subjects.prepare(
+        model, [facts[i] for i in good], layers[0], before if recipe.keys == "contexts" else [""]
+    )
+    delta = solved.delta[good]
+    deltas, keys, hidden = spread(model, recipe, subjects, delta, moments, history)
+    entries = [
+        FactEntry(
+            **dataclasses.asdict(fact),
+            cluster=int(clusters.of_fact[i]) if clusters else None,
+            evaluations=int(solved.evaluations[i]),
+            nll=float(solved.nll[i]) if solved.nll[i].isfinite() else 0.0,
+            failed=bool(solved.failed[i]),
+            already_known=bool(known[i]) if known else False,
+        )
+        for i, fact in enumerate(facts)
+    ]
+    manifest = Manifest(
+        method=recipe.name,
+        options=recipe.options(),
+        model=model.name,
+        fingerprint=model.fingerprint,
+        layers=list(layers),
+        neurons={layer: len(change.neurons) for layer, change in deltas.items()},
+        facts=entries,
+        contexts=list(before),
+        anchors=clusters.anchors.tolist() if clusters else [],
+        seconds=time.monotonic() - began,
+    )
+    return Edit(deltas, keys, hidden.cpu(), delta.cpu(), manifest)
+
+
+def edit_in_sequence(
+    model: Model,
+    facts: Sequence[Fact],
+    recipe: Recipe | str = "ece",
+    batch_size: int = 100,
+    earlier: Sequence[Edit] = (),
+) -> Iterator[Edit]:
+    """Edit batch after batch; each edit is applied to the model before it is yielded.
+
+    Args:
+        model: with `earlier` applied.
+        facts: all of them, in order.
+        recipe: or a method's name.
+        batch_size: facts in a batch.
+        earlier: edits made before.
+
+    Raises:
+        UserError: facts contradict each other, or the model cannot be edited.
+    """
+    check_consistent(facts)
+    recipe = method(recipe) if isinstance(recipe, str) else recipe
+    history = History.of(model, earlier)
+    before = earlier[0].manifest.contexts if earlier else written_contexts(model)
+    if earlier and recipe.layers == "auto":
+        recipe = dataclasses.replace(recipe, layers=tuple(earlier[0].manifest.layers))
+    for batch in batches(facts, batch_size):
+        recipe = with_layers(model, batch, recipe)
+        made = edit(model, batch, recipe, history, before=before)
+        made.apply(model)
+        history.add(model, made)
+        yield made
+
+
+def written_contexts(model: Model) -> list[str]:
+    """Contexts that the unedited model writes."""
+    with model.overlay.suspended(model):
+        return contexts(model)
+
+
+def with_layers(model: Model, facts: Sequence[Fact], recipe: Recipe) -> Recipe:
+    """The recipe with its layers chosen and checked.
+
+    Raises:
+        UserError: the model has no such layers.
+    """
+    if recipe.layers == "auto":
+        with model.overlay.suspended(model):
+            recipe = dataclasses.replace(recipe, layers=choose_layers(model, facts))
+        log.info("edited layers: %s", recipe.layers)
+    last = len(model.layers) - 1
+    if not recipe.edited or min(recipe.edited) < 0 or max(recipe.edited) >= last:
+        raise UserError(
+            f"layers {list(recipe.edited)}: {model.name} has layers 0 to {last}, and the last cannot be edited"
+        )
+    for layer in recipe.edited:
+        model.weight(layer)
+    return recipe
+
+
+def statistics(model: Model, recipe: Recipe) -> dict[int, Tensor]:
+    """Lambda E[kk^T] by layer `[d_ff, d_ff]`, of the unedited model."""
+    with model.overlay.suspended(model):
+        moments = key_statistics(model, recipe.edited, recipe.corpus, tokens=recipe.tokens)
+    return {layer: recipe.regularise * moment for layer, moment in moments.items()}
+
+
+def search(
+    model: Model, facts: Sequence[Fact], recipe: Recipe, warm: WarmStart, before: Sequence[str]
+) -> tuple[Solved, Clusters | None]:
+    """Find delta = z - h for every fact (Eq. 11-13)."""
+    last = recipe.edited[-1]
+    suspended = model.overlay.suspended(model) if recipe.targets_from == "original" else nullcontext()
+    before = before[: 1 + recipe.contexts]
+    with suspended:
+        prefixes = SharedPrefixes.compute(model, [model.tokenizer(text.rstrip())["input_ids"] for text in before])
+
+        def prepare(some: Sequence[Fact]) -> TargetLoss:
+            return TargetLoss.prepare(model, some, last, before, prefixes, recipe.weights)
+
+        match recipe.targets:
+            case PerFact(descent, use_warm):
+                return _per_fact(model, facts, descent, copy.deepcopy(warm) if use_warm else None, prepare), None
+            case TwoStep() as two_step:
+                clusters = cluster(model, facts, two_step, recipe.edited[0], last)
+                return _two_step(model, facts, two_step, clusters, prepare), clusters
+
+
+def cluster(model: Model, facts: Sequence[Fact], choice: TwoStep, first: int, last: int) -> Clusters:
+    """Group the facts by their neuron sets over all edited layers (Eq. 9-10), or by a control."""
+    sets = torch.cat(
+        [smallest_set(score, choice.p) for score in activations(model, facts, first, last).values()], dim=1
+    )
+    return grouped(choice.by, facts, sets, choice.clusters)
+
+
+def activations(model: Model, facts: Sequence[Fact], first: int, last: int) -> dict[int, Tensor]:
+    """Activation Scores (Eq. 5) by layer `[facts, d_ff]`, at the subjects' last tokens."""
+    subjects = Subjects.prepare(model, facts, first, [""])
+    with torch.no_grad(), keys_captured(model, range(first, last + 1)) as captured:
+        subjects.replay.run(subjects.entering, first, last + 1)
+    return {layer: activation_score(subjects.key(keys), model.weight(layer)) for layer, keys in captured.items()}
+
+
+def _per_fact(model: Model, facts: Sequence[Fact], descent: Descent, warm: WarmStart | None, prepare) -> Solved:
+    embeddings = target_embeddings(model, [fact.target for fact in facts])
+
+    def run(loss: TargetLoss, members: Tensor) -> Solved:
+        some = embeddings[members].to(loss.hidden.device)
+        start = warm(some, loss.hidden) if warm else torch.zeros_like(loss.hidden)
+        solved = descent(loss, start)
+        if warm:
+            warm.learn(some, solved.delta)
+        return solved
+
+    return _in_passes(model, facts, prepare, run)
+
+
+def _two_step(model: Model, facts: Sequence[Fact], choice: TwoStep, clusters: Clusters, prepare) -> Solved:
+    anchors = clusters.anchors.tolist()
+    shared = _in_passes(
+        model, [facts[i] for i in anchors], prepare, lambda loss, _: choice.shared(loss, torch.zeros_like(loss.hidden))
+    )
+    start = shared.delta if choice.start == "anchor" else torch.zeros_like(shared.delta)
+    own = _in_passes(model, facts, prepare, lambda loss, members: choice.own(loss, start[clusters.of_fact[members]]))
+    own.evaluations[anchors] += shared.evaluations
+    return own
+
+
+def _in_passes(model: Model, facts: Sequence[Fact], prepare, run, rows: int = 6) -> Solved:
+    """Search in groups of facts with tails of like length, and put the results in the facts' order."""
+    texts = [locate(model, fact.prompt, fact.subject, target=fact.target) for fact in facts]
+    lengths = [len(text.read) - text.subject_last for text in texts]
+    order = sorted(range(len(facts)), key=lambda i: lengths[i])
+    budget = PASS_TOKENS["cpu" if model.device.type == "cpu" else "other"]
+    found: list[tuple[list[int], Solved]] = []
+    with tqdm(total=len(facts), desc="targets", unit="fact", leave=False, disable=None) as bar:
+        while order:
+            size = 1
+            while size < len(order) and rows * lengths[order[size]] * (size + 1) <= budget:
+                size += 1
+            group, order = order[:size], order[size:]
+            found.append((group, run(prepare([facts[i] for i in group]), torch.tensor(group))))
+            bar.update(size)
+    back = torch.tensor([i for group, _ in found for i in group]).argsort()
+
+    def joined(name: str) -> Tensor:
+        return torch.cat([getattr(solved, name) for _, solved in found])[back]
+
+    return Solved(*(joined(field.name) for field in dataclasses.fields(Solved)))
+
+
+@torch.no_grad()
+def spread(
+    model: Model, recipe: Recipe, subjects: Subjects, delta: Tensor, moments: dict[int, Tensor], history: History
+) -> tuple[Delta, dict[int, Tensor], Tensor]:
+    """Write the targets into the edited layers in turn, as MEMIT does: each takes its share of what is left.
+
+    Returns:
+        The change of each layer, the keys of each layer, and h `[facts, d_model]`.
+    """
+    layers = recipe.edited
+    last = layers[-1]
+    entering, wanted, hidden = subjects.entering, None, None
+    deltas: dict[int, LowRank] = {}
+    keys: dict[int, Tensor] = {}
+    with model.overlay.tentative(model):
+        for place, layer in enumerate(layers):
+            with keys_captured(model, [layer]) as captured:
+                now = subjects.state(subjects.replay.run(entering, layer, last + 1))
+            key = subjects.key(captured[layer])
+            if wanted is None:
+                hidden, wanted = now, now + delta.to(now)
+            residual = (wanted - now) / (len(layers) - place)
+            weight = model.weight(layer)
+            neurons = select(recipe.neurons.score, recipe.neurons.p, key, weight)
+            kept = moments[layer]
+            if recipe.history and layer in history.moments:
+                kept = kept + history.moments[layer]
+            deltas[layer] = least_squares(kept, key, residual.to(key.device), neurons)
+            keys[layer] = key
+            model.overlay.push(model, {layer: deltas[layer]})
+            if layer != last:
+                entering = subjects.replay.run(entering, layer, layers[place + 1])
+    assert hidden is not None
+    return deltas, keys, hidden

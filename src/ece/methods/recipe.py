@@ -1,0 +1,179 @@
+"""A locate-and-edit method as data: which neurons, how targets are found, how the weights are solved."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from pydantic import TypeAdapter, ValidationError
+
+from ece.errors import UserError
+from ece.locate.scores import Score
+from ece.targets.descent import Adam, LogOdds
+from ece.targets.loss import Weights
+from ece.update.statistics import DEFAULT_CORPUS
+
+
+@dataclass(frozen=True)
+class Neurons:
+    """Which columns of W may change (Eq. 5-8)."""
+
+    score: Score = "rs"
+    """`as`, `wi`, `rs`, or `random`: as many as `rs` takes."""
+
+    p: float = 1.0
+    """Fraction of the score that the chosen neurons hold; 1 takes all neurons."""
+
+
+@dataclass(frozen=True)
+class PerFact:
+    """A search for each fact on its own."""
+
+    descent: Adam | LogOdds = field(default_factory=Adam)
+    warm: bool = False
+    """Start where solved edits with similar targets ended, once there are enough of them."""
+
+
+@dataclass(frozen=True)
+class TwoStep:
+    """The paper's search (Eq. 11-13): shared steps on each cluster's anchor, then own steps for each member."""
+
+    by: Literal["neurons", "relation", "target", "random", "none"] = "neurons"
+    """What clusters are made by: the facts' neuron sets (Eq. 9), or a control."""
+
+    clusters: int = 10
+    p: float = 0.8
+    """Fraction of the Activation Score in a fact's own neuron set."""
+
+    shared: Adam = field(default_factory=lambda: Adam(steps=20))
+    own: Adam = field(default_factory=lambda: Adam(steps=5))
+    start: Literal["anchor", "zero"] = "anchor"
+    """Where the own steps start: at the anchor's Uz, or (a control) at zero."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All choices of a method. `with_options` changes some of them."""
+
+    name: str
+    summary: str
+    source: str
+    """The paper it comes from."""
+
+    targets: PerFact | TwoStep
+    neurons: Neurons = field(default_factory=Neurons)
+    layers: tuple[int, ...] | Literal["auto"] = "auto"
+    """The edited layers, ascending; `auto` chooses them from attribution on the first batch."""
+
+    weights: Weights = field(default_factory=Weights)
+    targets_from: Literal["original", "current"] = "current"
+    """Whether targets are sought on the unedited model or on the one edited so far."""
+
+    contexts: int = 5
+    """How many texts of the model's own are put before each prompt in the search, besides none."""
+
+    keys: Literal["prompt", "contexts"] = "prompt"
+    """Whether a fact's key comes from its bare prompt, or is MEMIT's mean over contexts."""
+
+    regularise: float = 150.0
+    """Lambda: how many tokens of ordinary text weigh against the batch (Eq. 4)."""
+
+    history: bool = True
+    """Whether the keys of earlier batches are kept (Eq. 4)."""
+
+    corpus: str = DEFAULT_CORPUS
+    """The text that E[kk^T] is taken over."""
+
+    tokens: int | None = None
+    """How many tokens of it; None: 24 per neuron."""
+
+    @property
+    def edited(self) -> tuple[int, ...]:
+        """The edited layers, once they are chosen.
+
+        Raises:
+            ValueError: they are still `auto`.
+        """
+        if isinstance(self.layers, str):
+            raise ValueError("the layers are not chosen yet")
+        return self.layers
+
+    def options(self) -> dict[str, Any]:
+        """Every choice as plain data, nested as in the recipe."""
+        return {k: v for k, v in dataclasses.asdict(self).items() if k not in ("name", "summary", "source")}
+
+    def with_options(self, options: Mapping[str, Any]) -> Recipe:
+        """A recipe with some choices changed.
+
+        Args:
+            options: by dotted name (`neurons.p`, `layers`, `targets.descent.rate`); values may be text.
+
+        Raises:
+            UserError: there is no such option, or its value is not of its kind.
+        """
+        recipe = self
+        for name, value in options.items():
+            recipe = _replaced(recipe, name, name.split("."), value)
+        return recipe
+
+
+def _replaced(node: Any, name: str, path: list[str], value: Any) -> Any:
+    fields = {f.name: f for f in dataclasses.fields(node)}
+    first, *rest = path
+    if first not in fields or first in ("name", "summary", "source"):
+        near = difflib.get_close_matches(first, fields, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"it has: {', '.join(sorted(fields))}"
+        raise UserError(f"no option {name!r}; {hint}")
+    if rest:
+        child = getattr(node, first)
+        if not dataclasses.is_dataclass(child):
+            raise UserError(f"no option {name!r}; {first!r} has no parts")
+        return dataclasses.replace(node, **{first: _replaced(child, name, rest, value)})
+    if dataclasses.is_dataclass(getattr(node, first)):
+        return dataclasses.replace(node, **{first: _chosen(name, getattr(node, first), value)})
+    return dataclasses.replace(node, **{first: _parsed(type(node), first, name, value)})
+
+
+KINDS: dict[str, Any] = {"adam": Adam(), "log-odds": LogOdds(), "per-fact": PerFact(), "two-step": TwoStep()}
+"""What can be named where a recipe holds an object: `targets=two-step`, `targets.descent=adam`."""
+
+
+def _chosen(name: str, current: Any, value: Any) -> Any:
+    allowed = {"descent": ("adam", "log-odds"), "targets": ("per-fact", "two-step")}.get(name.split(".")[-1], ())
+    if value not in allowed:
+        parts = ", ".join(f"{name}.{f.name}" for f in dataclasses.fields(current))
+        choices = f"one of {', '.join(allowed)}, or " if allowed else ""
+        raise UserError(f"option {name!r}: {choices}set one of its parts: {parts}")
+    return KINDS[value]
+
+
+def _parsed(owner: type, field_name: str, name: str, value: Any) -> Any:
+    annotation = _hints(owner)[field_name]
+    if field_name == "layers" and isinstance(value, str) and value != "auto":
+        value = _layers(name, value)
+    if value in ("none", "None"):
+        value = None if field_name in ("tokens", "stop_below") else value
+    try:
+        return TypeAdapter(annotation).validate_python(value)
+    except ValidationError as error:
+        raise UserError(f"option {name}={value}: {error.errors()[0]['msg'].lower()}") from error
+
+
+def _layers(name: str, text: str) -> tuple[int, ...]:
+    """`3-7` or `3,4,5`."""
+    try:
+        if "-" in text:
+            first, last = (int(part) for part in text.split("-"))
+            return tuple(range(first, last + 1))
+        return tuple(sorted({int(part) for part in text.split(",")}))
+    except ValueError as error:
+        raise UserError(f"option {name}={text}: layers are written 3-7, or 3,4,5, or auto") from error
+
+
+def _hints(owner: type) -> dict[str, Any]:
+    from typing import get_type_hints
+
+    return get_type_hints(owner)

@@ -1,0 +1,120 @@
+"""A causal language model with its anatomy: the places that reading and editing a fact need."""
+
+import hashlib
+from functools import cached_property
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ece.errors import UserError
+from ece.models.families import FAMILIES, Family
+from ece.models.overlay import Overlay
+
+EDITABLE = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def family_of(model_type: str) -> Family:
+    """The declaration for `config.model_type`.
+
+    Raises:
+        UserError: no family declares this type.
+    """
+    for family in FAMILIES:
+        if model_type in family.model_types:
+            return family
+    known = ", ".join(sorted(name for family in FAMILIES for name in family.model_types))
+    raise UserError(
+        f"model type {model_type!r} is of no known family (known: {known}); "
+        "docs/add-a-model.md shows how to declare one"
+    )
+
+
+class Model:
+    """A network, its tokenizer and its anatomy. Device and dtype are always the network's own."""
+
+    def __init__(self, network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str):
+        """Wrap a loaded network; its weights are frozen (`requires_grad` off) and it is put in evaluation mode.
+
+        Raises:
+            UserError: the family is unknown, or the tokenizer has no character offsets.
+        """
+        if not tokenizer.is_fast:
+            raise UserError(f"{name}: its tokenizer gives no character offsets; use a fast tokenizer")
+        self.network = network.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.name = name
+        self.family = family_of(network.config.model_type)
+        self.overlay = Overlay()
+
+    @cached_property
+    def layers(self) -> list[nn.Module]:
+        """The decoder layers, lowest first."""
+        return list(cast(nn.ModuleList, self.network.get_submodule(self.family.layers)))
+
+    def ffn_output(self, layer: int) -> nn.Module:
+        """The module whose input is the key and whose weight is W (Eq. 3)."""
+        return self.layers[layer].get_submodule(self.family.ffn_output)
+
+    def weight_name(self, layer: int) -> str:
+        """W's name in the checkpoint."""
+        return f"{self.family.layers}.{layer}.{self.family.ffn_output}.weight"
+
+    def weight(self, layer: int) -> Tensor:
+        """W `[d_model, d_ff]`: a view, so that writing to it changes the model.
+
+        Raises:
+            UserError: the layer is quantised or offloaded, so that W is not there to be changed.
+        """
+        weight = cast(Tensor, self.ffn_output(layer).weight).data
+        if weight.dtype not in EDITABLE:
+            raise UserError(
+                f"{self.weight_name(layer)} is quantised ({weight.dtype}); load the model in a floating-point dtype"
+            )
+        if weight.is_meta:
+            raise UserError(
+                f"{self.weight_name(layer)} is offloaded; load the model so that the edited layers stay in memory"
+            )
+        return weight.T if self.family.transposed else weight
+
+    @property
+    def final_norm(self) -> nn.Module:
+        """The norm in front of the unembedding."""
+        return self.network.get_submodule(self.family.final_norm)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Next-token logits `[..., vocabulary]` of states `[..., d_model]` at the last layer's output."""
+        return self.unembed(self.final_norm(hidden))
+
+    def unembed(self, normed: Tensor) -> Tensor:
+        """Logits `[..., vocabulary]` of normed states `[..., d_model]`."""
+        return cast(nn.Module, self.network.get_output_embeddings())(normed)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the token ids go."""
+        return cast(nn.Module, self.network.get_input_embeddings()).weight.device  # type: ignore[return-value]
+
+    @cached_property
+    def d_model(self) -> int:
+        """Width of the residual stream."""
+        return self.weight(0).shape[0]
+
+    @cached_property
+    def d_ff(self) -> int:
+        """Neurons per layer."""
+        return self.weight(0).shape[1]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over the unedited model's parameters: names, shapes, dtypes and bits."""
+        digest = hashlib.sha256()
+        base = {self.weight_name(layer): weight for layer, weight in self.overlay.base.items()}
+        for name, parameter in sorted(self.network.named_parameters()):
+            tensor = base.get(name, parameter.data)
+            if name in base and self.family.transposed:
+                tensor = tensor.T
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+            digest.update(tensor.contiguous().cpu().view(torch.uint8).numpy().data)
+        return digest.hexdigest()

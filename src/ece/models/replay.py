@@ -1,0 +1,180 @@
+"""Calling decoder layers again: on some positions, from some layer on, with the past held fixed.
+
+A causal model's state at a position depends only on earlier positions and lower layers. Whatever lies before a change
+can therefore be computed once. `record` notes what the network hands to each of its layers (masks, rotary embeddings,
+positions); `Replay.run` calls any range of layers with that again; `Past` plays the part of the attention cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ece.models.model import Model
+
+KeysAndValues = tuple[Tensor, Tensor]
+
+
+@dataclass
+class Past:
+    """Attention keys and values of earlier positions, held fixed. Layers use it as they use a cache."""
+
+    visible: Tensor
+    """`[rows, positions]` bool: False where a row is padded."""
+
+    states: dict[int, KeysAndValues]
+    """By layer, both `[rows, heads, positions, head_dim]`."""
+
+    seen: dict[int, KeysAndValues] | None = None
+    """What the layers add while it is recorded; None when nothing is kept."""
+
+    @classmethod
+    def empty(cls, rows: int, device: torch.device) -> Past:
+        """No earlier positions."""
+        return cls(torch.zeros(rows, 0, dtype=torch.bool, device=device), {})
+
+    def update(self, key: Tensor, value: Tensor, layer_idx: int, *_: Any, **__: Any) -> KeysAndValues:
+        """The past followed by the present, as attention wants it."""
+        if self.seen is not None:
+            self.seen[layer_idx] = (key, value)
+        if layer_idx not in self.states:
+            return key, value
+        past_key, past_value = self.states[layer_idx]
+        return torch.cat([past_key, key], dim=2), torch.cat([past_value, value], dim=2)
+
+    def extended(self, visible: Tensor) -> Past:
+        """This past with what was seen appended; `visible` `[rows, new]` tells the new positions from padding."""
+        seen = self.seen or {}
+        states = {
+            layer: (torch.cat([self.states[layer][0], key], 2), torch.cat([self.states[layer][1], value], 2))
+            if layer in self.states
+            else (key, value)
+            for layer, (key, value) in seen.items()
+        }
+        return Past(torch.cat([self.visible, visible], dim=1), states)
+
+    def select(self, rows: Tensor, layers: range | None = None) -> Past:
+        """Some rows (repeats allowed), of some layers."""
+        states = {
+            layer: (key[rows.to(key.device)], value[rows.to(value.device)])
+            for layer, (key, value) in self.states.items()
+            if layers is None or layer in layers
+        }
+        return Past(self.visible[rows], states)
+
+
+@dataclass
+class Replay:
+    """Rows of tokens, ready to be run through any range of layers."""
+
+    model: Model
+    embedded: Tensor
+    """`[rows, positions, d_model]`: what enters the lowest layer."""
+
+    past: Past
+    calls: list[tuple[tuple[Any, ...], dict[str, Any]]]
+    """What each layer is handed besides the hidden states."""
+
+    def run(self, hidden: Tensor, start: int, stop: int) -> Tensor:
+        """Hidden states `[rows, positions, d_model]` taken from the input of layer `start` to that of `stop`."""
+        for layer in range(start, stop):
+            arguments, options = self.calls[layer]
+            output = self.model.layers[layer](hidden, *arguments, **options)
+            hidden = output[0] if self.model.family.returns_tuple else output
+        return hidden
+
+
+def record(model: Model, ids: Tensor, visible: Tensor, past: Past | None = None) -> Replay:
+    """Note what the network hands to its layers for right-padded tokens that follow a past.
+
+    Args:
+        model: the model.
+        ids: `[rows, positions]` token ids.
+        visible: `[rows, positions]` bool, False at padding.
+        past: what came before; None for nothing.
+    """
+    past = past or Past.empty(len(ids), ids.device)
+    inputs: list[Tensor] = []
+    calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+
+    def note(hidden: Tensor, *arguments: Any, **options: Any) -> Tensor:
+        inputs.append(hidden)
+        calls.append((arguments, options))
+        return hidden
+
+    first = past.visible.sum(1, keepdim=True)
+    positions = first + torch.arange(ids.shape[1], device=ids.device)
+    with torch.no_grad(), _layers_replaced(model, note):
+        model.network.base_model(
+            input_ids=ids,
+            attention_mask=_mask(past.visible, visible, model.network.dtype),
+            position_ids=positions,
+            past_key_values=past,
+            use_cache=True,
+        )
+    return Replay(model, inputs[0], past, calls)
+
+
+def _mask(past: Tensor, present: Tensor, dtype: torch.dtype) -> Tensor:
+    """Additive mask `[rows, 1, queries, keys]`: the visible past, and the present up to oneself."""
+    queries = present.shape[1]
+    causal = torch.ones(queries, queries, dtype=torch.bool, device=present.device).tril()
+    allowed = torch.cat([past[:, None].expand(-1, queries, -1), causal & present[:, None]], dim=2)
+    allowed[:, range(queries), range(past.shape[1], past.shape[1] + queries)] = True  # padding sees itself: no NaN
+    mask = torch.zeros(allowed.shape, dtype=dtype, device=present.device)
+    return mask.masked_fill(~allowed, torch.finfo(dtype).min)[:, None]
+
+
+@contextmanager
+def _layers_replaced(model: Model, note: Callable[..., Tensor]) -> Iterator[None]:
+    """While this lasts, every decoder layer only calls `note`."""
+    saved = [layer.__dict__.get("forward") for layer in model.layers]
+
+    def stand_in(hidden: Tensor, *arguments: Any, **options: Any) -> Tensor | tuple[Tensor, None]:
+        hidden = note(hidden, *arguments, **options)
+        return (hidden, None) if model.family.returns_tuple else hidden
+
+    for layer in model.layers:
+        layer.forward = stand_in
+    try:
+        yield
+    finally:
+        for layer, forward in zip(model.layers, saved, strict=True):
+            del layer.forward
+            if forward is not None:  # accelerate's own wrapper
+                layer.forward = forward
+
+
+def padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Token ids `[rows, longest]`, right-padded, and which of them are real (bool)."""
+    longest = max((len(row) for row in rows), default=0)
+    ids = torch.zeros(len(rows), longest, dtype=torch.long)
+    visible = torch.zeros(len(rows), longest, dtype=torch.bool)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = torch.tensor(row, dtype=torch.long)
+        visible[i, : len(row)] = True
+    return ids.to(device), visible.to(device)
+
+
+@contextmanager
+def keys_captured(model: Model, layers: Sequence[int]) -> Iterator[dict[int, Tensor]]:
+    """While this lasts, the newest input of W `[rows, positions, d_ff]` is kept for each layer."""
+    keys: dict[int, Tensor] = {}
+
+    def hook(layer: int) -> Any:
+        def keep(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            keys[layer] = inputs[0]
+
+        return keep
+
+    handles = [model.ffn_output(layer).register_forward_pre_hook(hook(layer)) for layer in layers]
+    try:
+        yield keys
+    finally:
+        for handle in handles:
+            handle.remove()

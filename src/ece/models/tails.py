@@ -1,0 +1,127 @@
+"""The part of many token sequences that a change of one hidden state can reach (docs/method.md).
+
+A sequence is cut at a position (the subject's last token) and a layer L. What lies before the cut, or at or below layer
+L, never sees a change of layer L's output at the cut: it is computed once. What remains, the *tail*, is run again and
+again: layers above L, from the cut to the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ece.models.model import Model
+from ece.models.replay import Past, Replay, padded, record
+
+
+@dataclass(frozen=True)
+class SharedPrefixes:
+    """Beginnings that many sequences have in common, run through all layers once."""
+
+    tokens: list[list[int]]
+    past: Past
+
+    @classmethod
+    @torch.no_grad()
+    def compute(cls, model: Model, tokens: list[list[int]]) -> SharedPrefixes:
+        """Run the prefixes `tokens` through the model as it is now."""
+        ids, visible = padded(tokens, model.device)
+        return cls(tokens, _continued(model, ids, visible, Past.empty(len(tokens), model.device)))
+
+    def longest(self, sequence: Sequence[int], limit: int) -> tuple[int, int]:
+        """Which prefix shares the longest beginning with a sequence, and how long it is (at most `limit`)."""
+        lengths = [_common(prefix, sequence[:limit]) for prefix in self.tokens]
+        best = max(range(len(lengths)), key=lengths.__getitem__)
+        return best, lengths[best]
+
+
+@dataclass(frozen=True)
+class Tails:
+    """Tails of many sequences, right-padded to one length."""
+
+    model: Model
+    layer: int
+    ids: Tensor
+    """`[rows, positions]`"""
+
+    visible: Tensor
+    """`[rows, positions]` bool"""
+
+    hidden: Tensor
+    """`[rows, positions, d_model]`: layer L's output, unchanged."""
+
+    past: Past
+    """What the layers above L remember of the positions before the cut."""
+
+    replay: Replay
+
+    @classmethod
+    @torch.no_grad()
+    def cut(
+        cls,
+        model: Model,
+        layer: int,
+        sequences: Sequence[Sequence[int]],
+        cuts: Sequence[int],
+        prefixes: SharedPrefixes,
+    ) -> Tails:
+        """Compute once what the change cannot reach.
+
+        Args:
+            model: the model, as it is now.
+            layer: L, whose output is going to be changed.
+            sequences: token ids of each row.
+            cuts: the position of the change in each row.
+            prefixes: beginnings that have been computed already.
+        """
+        shared = [prefixes.longest(row, cut) for row, cut in zip(sequences, cuts, strict=True)]
+        which = torch.tensor([index for index, _ in shared], device=model.device)
+        lengths = torch.tensor([length for _, length in shared], device=model.device)
+        past = prefixes.past.select(which)
+        past.visible &= torch.arange(past.visible.shape[1], device=model.device) < lengths[:, None]
+
+        heads = [row[length:cut] for row, cut, (_, length) in zip(sequences, cuts, shared, strict=True)]
+        tails = [row[cut:] for row, cut in zip(sequences, cuts, strict=True)]
+        past = _continued(model, *padded(heads, model.device), past)
+        ids, visible = padded(tails, model.device)
+        replay = record(model, ids, visible, past)
+        hidden = replay.run(replay.embedded, 0, layer + 1)
+        above = range(layer + 1, len(model.layers))
+        return cls._above(model, layer, ids, visible, hidden, past.select(torch.arange(len(ids)), above))
+
+    @classmethod
+    def _above(cls, model: Model, layer: int, ids: Tensor, visible: Tensor, hidden: Tensor, past: Past) -> Tails:
+        return cls(model, layer, ids, visible, hidden, past, record(model, ids, visible, past))
+
+    def select(self, rows: Tensor) -> Tails:
+        """Some of the rows."""
+        past = self.past.select(rows)
+        return self._above(self.model, self.layer, self.ids[rows], self.visible[rows], self.hidden[rows], past)
+
+    def run(self, change: Tensor) -> Tensor:
+        """The last layer's output `[rows, positions, d_model]` when `change` `[rows, d_model]` is added at the cut."""
+        at_cut = self.hidden[:, 0] + change.to(self.hidden)
+        hidden = torch.cat([at_cut[:, None], self.hidden[:, 1:]], dim=1)
+        return self.replay.run(hidden, self.layer + 1, len(self.model.layers))
+
+
+def _continued(model: Model, ids: Tensor, visible: Tensor, past: Past) -> Past:
+    """The past with the given tokens appended, in all layers."""
+    if ids.shape[1] == 0:
+        return past
+    replay = record(model, ids, visible, past)
+    past.seen = {}
+    replay.run(replay.embedded, 0, len(model.layers))
+    return past.extended(visible)
+
+
+def _common(a: Sequence[int], b: Sequence[int]) -> int:
+    length = 0
+    for x, y in zip(a, b, strict=False):
+        if x != y:
+            break
+        length += 1
+    return length

@@ -1,0 +1,1 @@
+"""What the edited layers should write: target hidden states z (Eq. 11-13)."""

@@ -1,0 +1,116 @@
+"""Clusters of facts by the Jaccard distance of their neuron sets, and their anchors (Eq. 9-10)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ece.facts import Fact
+
+
+@dataclass(frozen=True)
+class Clusters:
+    """Which cluster each fact is in, and each cluster's anchor."""
+
+    of_fact: Tensor
+    """`[facts]`"""
+
+    anchors: Tensor
+    """`[clusters]`: the fact that stands for each cluster"""
+
+
+def jaccard_distances(sets: Tensor, others: Tensor) -> Tensor:
+    """Eq. 9: `1 - |A & B| / |A | B|`, for all pairs `[sets, others]`.
+
+    Args:
+        sets: `[sets, neurons]` bool.
+        others: `[others, neurons]` bool.
+    """
+    both = sets.float() @ others.float().T
+    either = sets.sum(1)[:, None] + others.sum(1) - both
+    return 1 - both / either.clamp_min(1)
+
+
+def k_means(sets: Tensor, clusters: int, seed: int = 0, rounds: int = 50) -> Tensor:
+    """k-means under Jaccard distance: a cluster's centre is the set of neurons that most of its members have.
+
+    Starts from members far apart (k-means++), and ends when no fact changes its cluster.
+
+    Args:
+        sets: `[facts, neurons]` bool.
+        clusters: how many; fewer come back when some end up empty.
+        seed: of the start.
+        rounds: at most.
+
+    Returns:
+        `[facts]`: each fact's cluster, numbered from 0 without gaps.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    distances = jaccard_distances(sets, sets).cpu()
+    chosen = [int(torch.randint(len(sets), (1,), generator=generator))]
+    while len(chosen) < min(clusters, len(sets)):
+        weight = distances[:, chosen].amin(1) ** 2
+        if weight.sum() == 0:
+            break
+        chosen.append(int(torch.multinomial(weight, 1, generator=generator)))
+    centres = sets[chosen]
+    of_fact = torch.full((len(sets),), -1, device=sets.device)
+    for _ in range(rounds):
+        nearest = jaccard_distances(sets, centres).argmin(1)
+        if torch.equal(nearest, of_fact):
+            break
+        of_fact = nearest
+        centres = torch.stack(
+            [
+                sets[of_fact == c].float().mean(0) >= 0.5 if (of_fact == c).any() else centres[c]
+                for c in range(len(centres))
+            ]
+        )
+    return of_fact.unique(return_inverse=True)[1]
+
+
+def anchors(sets: Tensor, of_fact: Tensor) -> Tensor:
+    """Eq. 10: in each cluster, the member with the smallest sum of distances to the others.
+
+    Args:
+        sets: `[facts, neurons]` bool.
+        of_fact: `[facts]` cluster numbers without gaps.
+
+    Returns:
+        `[clusters]` fact numbers.
+    """
+    found = []
+    for cluster in range(int(of_fact.max()) + 1):
+        members = (of_fact == cluster).nonzero()[:, 0]
+        sums = jaccard_distances(sets[members], sets[members]).sum(1)
+        found.append(members[sums.argmin()])
+    return torch.stack(found)
+
+
+def grouped(by: str, facts: Sequence[Fact], sets: Tensor, clusters: int, seed: int = 0) -> Clusters:
+    """Clusters of one kind.
+
+    Args:
+        by: `neurons` (Eq. 9), or a control: `relation`, `target`, `random` (clusters of random size), `none` (one).
+        facts: to be grouped.
+        sets: `[facts, neurons]` bool: each fact's own neuron set.
+        clusters: how many, for `neurons` and `random`.
+        seed: of the random choices.
+    """
+    labels = {
+        "relation": lambda: _numbered([fact.relation or fact.prompt for fact in facts]),
+        "target": lambda: _numbered([fact.target for fact in facts]),
+        "none": lambda: torch.zeros(len(facts), dtype=torch.long),
+        "random": lambda: torch.randint(clusters, (len(facts),), generator=torch.Generator().manual_seed(seed)),
+        "neurons": lambda: k_means(sets, clusters, seed),
+    }[by]()
+    of_fact = labels.unique(return_inverse=True)[1].to(sets.device)
+    return Clusters(of_fact, anchors(sets, of_fact))
+
+
+def _numbered(names: Sequence[str]) -> Tensor:
+    order = {name: number for number, name in enumerate(dict.fromkeys(names))}
+    return torch.tensor([order[name] for name in names])

@@ -1,0 +1,169 @@
+"""Searches for delta: Adam (the paper's), and log-odds steps (ours, docs/method.md)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ece.targets.loss import TargetLoss, Value
+
+
+@dataclass
+class Solved:
+    """Where a search ended."""
+
+    delta: Tensor
+    """`[facts, d_model]`, float32"""
+
+    nll: Tensor
+    """`[facts]`: at the last evaluation"""
+
+    evaluations: Tensor
+    """`[facts]`: of loss and gradient"""
+
+    failed: Tensor
+    """`[facts]` bool: the loss became NaN or infinite; delta is zero there"""
+
+
+class Descent(Protocol):
+    """A search for the delta that makes a loss small, for many facts at once."""
+
+    def __call__(self, loss: TargetLoss, start: Tensor) -> Solved:
+        """Search from `start` `[facts, d_model]`."""
+        ...
+
+
+class Search:
+    """The state of a search: facts that are done leave it, and cost nothing any more."""
+
+    def __init__(self, loss: TargetLoss, start: Tensor):
+        """Begin with all facts active at `start` `[facts, d_model]`, projected into the clamp's ball."""
+        facts, device = len(loss), start.device
+        self.loss = loss
+        self.active = torch.arange(facts, device=device)
+        self.solved = Solved(
+            loss.project(start),
+            torch.full((facts,), math.nan, device=device),
+            torch.zeros(facts, dtype=torch.int, device=device),
+            torch.zeros(facts, dtype=torch.bool, device=device),
+        )
+
+    @property
+    def delta(self) -> Tensor:
+        """Of the active facts `[active, d_model]`."""
+        return self.solved.delta[self.active]
+
+    def evaluate(self) -> Value:
+        """The loss of the active facts. Those whose loss is not finite are given up, and not among them."""
+        value = self.loss(self.delta)
+        bad = ~(value.total.isfinite() & value.gradient.isfinite().all(1))
+        if bad.any():
+            given_up = self.active[bad]
+            self.solved.failed[given_up] = True
+            self.solved.delta[given_up] = 0
+            self.leave(bad)
+            value = Value(value.nll[~bad], value.total[~bad], value.gradient[~bad])
+        self.solved.nll[self.active] = value.nll
+        self.solved.evaluations[self.active] += 1
+        return value
+
+    def move(self, delta: Tensor) -> None:
+        """Put the active facts at `delta` `[active, d_model]`, projected into the ball."""
+        self.solved.delta[self.active] = self.loss.project(delta)
+
+    def leave(self, done: Tensor) -> None:
+        """Take the facts marked in `done` `[active]` (bool) out of the search."""
+        if done.any():
+            staying = (~done).nonzero()[:, 0]
+            self.active = self.active[staying]
+            if len(staying):
+                self.loss = self.loss.select(staying)
+
+
+@dataclass(frozen=True)
+class Adam:
+    """Adam on each fact's delta, projected into the clamp's ball after each step (ROME's and MEMIT's search)."""
+
+    steps: int = 25
+    rate: float = 0.5
+    stop_below: float | None = None
+    """A fact leaves when its NLL is below this (MEMIT: 0.05, of the total loss, which the decay term can hold up)."""
+
+    def __call__(self, loss: TargetLoss, start: Tensor) -> Solved:
+        """Search from `start` `[facts, d_model]`."""
+        search = Search(loss, start)
+        delta = search.solved.delta.clone()
+        optimiser = torch.optim.Adam([delta], lr=self.rate)
+        for _ in range(self.steps):
+            value = search.evaluate()
+            if self.stop_below is not None:
+                done = value.nll < self.stop_below
+                search.leave(done)
+                value = Value(value.nll[~done], value.total[~done], value.gradient[~done])
+            if not len(search.active):
+                break
+            delta.grad = torch.zeros_like(delta).index_copy(0, search.active, value.gradient)
+            optimiser.step()
+            search.move(delta[search.active])
+            delta[search.active] = search.delta
+        return search.solved
+
+
+@dataclass(frozen=True)
+class LogOdds:
+    """Steps whose length aims at a log-odds of the target, along a normalised momentum (docs/method.md)."""
+
+    aim: float = 4.0
+    """m*: the log-odds of the target's mean token probability to aim at; 4 is p = 0.98"""
+
+    last_aim: float = 5.0
+    """What the last step aims at, which is not followed by an evaluation."""
+
+    momentum: float = 0.5
+    longest: float = 0.2
+    """Longest step, relative to the norm of h."""
+
+    stop_below: float = 0.05
+    """A fact leaves when its NLL is below this."""
+
+    last_below: float = 0.3
+    """Below this NLL a fact takes one last step."""
+
+    evaluations: int = 25
+
+    def __call__(self, loss: TargetLoss, start: Tensor) -> Solved:
+        """Search from `start` `[facts, d_model]`."""
+        search = Search(loss, start)
+        velocity = torch.zeros_like(start)
+        for _ in range(self.evaluations):
+            value = search.evaluate()
+            done = value.nll < self.stop_below
+            search.leave(done)
+            if not len(search.active):
+                break
+            nll, gradient = value.nll[~done], value.gradient[~done]
+            velocity[search.active] = self.momentum * velocity[search.active] + _unit(gradient)
+            direction = _unit(velocity[search.active])
+            last = nll < self.last_below
+            search.move(search.delta - self._length(nll, gradient, direction, last, search.loss.hidden) * direction)
+            search.leave(last)
+            if not len(search.active):
+                break
+        return search.solved
+
+    def _length(self, nll: Tensor, gradient: Tensor, direction: Tensor, last: Tensor, hidden: Tensor) -> Tensor:
+        """How far to go `[active, 1]`: to the aimed log-odds if the slope held, but not further than allowed."""
+        wrong = -torch.expm1(-nll).clamp_max(-1e-9)  # 1 - p
+        log_odds = -nll - wrong.log()
+        slope = (gradient * direction).sum(1).clamp_min(1e-9) / wrong
+        aim = torch.where(last, self.last_aim, self.aim)
+        longest = self.longest * hidden.norm(dim=1)
+        return ((aim - log_odds) / slope).clamp_min(0).minimum(longest)[:, None]
+
+
+def _unit(vectors: Tensor) -> Tensor:
+    return vectors / vectors.norm(dim=1, keepdim=True).clamp_min(1e-30)

@@ -1,0 +1,105 @@
+"""Texts over which E[kk^T] is taken: a file, a dataset, Python's own documentation, or the model's own writing."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from ece.errors import UserError
+from ece.models.model import Model
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A text to take statistics over."""
+
+    name: str
+    identity: str
+    """Changes when the text does; part of the statistics' cache key."""
+
+    windows: Callable[[Model, int], Iterator[list[int]]]
+    """Token ids of the text, in windows of a given length."""
+
+
+def corpus(name: str) -> Corpus:
+    """The corpus that a name stands for.
+
+    Args:
+        name: `python` (the language reference that every Python carries), `self` (sampled from the model),
+            `datasets:PATH[:CONFIG[:SPLIT]]` (needs the `datasets` package), or a text file.
+
+    Raises:
+        UserError: there is no such file or dataset.
+    """
+    if name == "self":
+        return Corpus(name, "sampled, seed 0", _sampled)
+    if name == "python":
+        return _of_text(name, _python_documentation())
+    if name.startswith("datasets:"):
+        return Corpus(name, name, lambda model, length: _packed(model, _dataset(name), length))
+    file = Path(name)
+    if not file.is_file():
+        raise UserError(f"corpus {name!r}: no such file (a text file, 'python', 'self' or 'datasets:PATH' is expected)")
+    return _of_text(str(file), file.read_text(encoding="utf-8", errors="replace"))
+
+
+def _of_text(name: str, text: str) -> Corpus:
+    paragraphs = [part for part in text.split("\n\n") if part.strip()] if name == "python" else text.splitlines()
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    return Corpus(name, digest, lambda model, length: _packed(model, iter(paragraphs), length))
+
+
+def _python_documentation() -> str:
+    topics: dict[str, str] = import_module("pydoc_data.topics").topics
+    return "\n\n".join(topics[name] for name in sorted(topics))
+
+
+def _dataset(name: str) -> Iterator[str]:
+    try:
+        from datasets import load_dataset
+    except ImportError as error:
+        raise UserError("a dataset as corpus needs the datasets package: pip install 'ece-edit[data]'") from error
+    _, path, *rest = name.split(":")
+    config, split = (*rest, None, None)[:2]
+    try:
+        rows = load_dataset(path, config or None, split=split or "train", streaming=True)
+    except (OSError, ValueError) as error:
+        raise UserError(f"corpus {name!r}: {str(error).splitlines()[0]}") from error
+    return (row["text"] for row in rows)
+
+
+def _packed(model: Model, texts: Iterator[str], length: int) -> Iterator[list[int]]:
+    """Windows of exactly `length` tokens, texts joined end to end."""
+    pending: list[int] = []
+    for text in texts:
+        if text.strip():
+            pending += model.tokenizer(text.strip() + "\n", add_special_tokens=False)["input_ids"]
+        while len(pending) >= length:
+            yield pending[:length]
+            pending = pending[length:]
+
+
+@torch.no_grad()
+def _sampled(model: Model, length: int, rows: int = 64) -> Iterator[list[int]]:
+    """Windows that the model writes itself, by ancestral sampling from its own beginnings."""
+    generator = torch.Generator().manual_seed(0)
+    tokenizer = model.tokenizer
+    specials = (tokenizer.bos_token_id, tokenizer.eos_token_id)
+    first = next((token for token in specials if isinstance(token, int)), 0)
+    while True:
+        ids = torch.full((rows, 1), first, device=model.device)
+        past = None
+        new = ids
+        for _ in tqdm(range(length), desc="sampling text", leave=False, disable=None):
+            out = model.network(new, past_key_values=past, use_cache=True)
+            past = out.past_key_values
+            probabilities = out.logits[:, -1].float().softmax(-1).cpu()
+            new = torch.multinomial(probabilities, 1, generator=generator).to(ids)
+            ids = torch.cat([ids, new], dim=1)
+        yield from ids[:, 1:].tolist()

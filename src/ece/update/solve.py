@@ -1,0 +1,56 @@
+"""The closed form (Eq. 4, restricted to the selected neurons in Eq. 14)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ece.models.overlay import LowRank
+
+
+def least_squares(kept: Tensor, keys: Tensor, residuals: Tensor, neurons: Tensor) -> LowRank:
+    """Eq. 14: `R K1^T (C + K1 K1^T)^-1` on the selected neurons, in float64.
+
+    Facts are rows here, where the paper has columns.
+
+    Args:
+        kept: C `[d_ff, d_ff]`: lambda E[kk^T] plus the history of earlier keys.
+        keys: K1 `[facts, d_ff]`.
+        residuals: R `[facts, d_model]`: what the layer is to add to its output for each key.
+        neurons: I `[neurons]`, ascending.
+
+    Returns:
+        Factors in float32 of rank `facts`: `left` is R, `right` is `K1 (C + K1 K1^T)^-1`.
+
+    Raises:
+        ValueError: a number is not finite.
+    """
+    chosen = keys.double()[:, neurons]
+    system = kept.double()[neurons][:, neurons] + chosen.T @ chosen
+    right = positive_solve(system, chosen.T).T
+    if not (right.isfinite().all() and residuals.isfinite().all()):
+        raise ValueError("the update is not finite")
+    return LowRank(residuals.float().T.contiguous(), right.float().contiguous(), neurons)
+
+
+def positive_solve(matrix: Tensor, right: Tensor) -> Tensor:
+    """Solve `matrix @ x = right` for a symmetric, at least semi-definite matrix, however its rows are scaled.
+
+    The matrix is first scaled to a unit diagonal, so that one neuron with huge activations does not drown the others;
+    then Cholesky, with as little added to the diagonal as makes it succeed.
+
+    Args:
+        matrix: `[n, n]` float64.
+        right: `[n, m]` float64.
+    """
+    scale = matrix.diagonal().clamp_min(torch.finfo(matrix.dtype).tiny).rsqrt()
+    unit = matrix * scale[:, None] * scale
+    identity = torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
+    jitter = 0.0
+    while True:
+        factor, failed = torch.linalg.cholesky_ex(unit + jitter * identity)
+        if not failed:
+            return torch.cholesky_solve(right * scale[:, None], factor) * scale[:, None]
+        jitter = max(10 * jitter, 1e-14 * len(matrix))
+        if jitter > 1:
+            raise ValueError("the least-squares system is not positive definite")
