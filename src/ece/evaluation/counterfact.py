@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ece.errors import UserError
-from ece.evaluation.scoring import Likelihood, Question, likelihoods
 from ece.facts import CounterFactRecord
 from ece.models import Model
+from ece.models.likelihood import Likelihood, Question, likelihoods
 
 METRICS = ("efficacy", "generalization", "specificity")
 
@@ -71,7 +71,7 @@ def _questions(record: CounterFactRecord) -> list[Question]:
     return [Question(prompt, candidates) for prompt in prompts]
 
 
-def _scored(record: CounterFactRecord, answers) -> RecordScore:
+def _scored(record: CounterFactRecord, answers: Iterator[list[Likelihood]]) -> RecordScore:
     def ask(count: int) -> list[list[Likelihood]]:
         return [next(answers) for _ in range(count)]
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import dataclasses
 import logging
+import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -20,24 +21,32 @@ from ece.facts import Fact, batches, check_consistent
 from ece.locate.layers import choose_layers
 from ece.locate.scores import activation_score, select, smallest_set
 from ece.methods.history import History
+from ece.methods.memory import check as check_memory
 from ece.methods.recipe import PerFact, Recipe, TwoStep
 from ece.methods.registry import method
 from ece.models import Delta, LowRank, Model
+from ece.models.likelihood import Question, likelihoods
 from ece.models.replay import Replay, keys_captured, padded, record
 from ece.models.tails import SharedPrefixes
 from ece.models.tokens import locate
 from ece.targets.clusters import Clusters, grouped
 from ece.targets.contexts import contexts
-from ece.targets.descent import Descent, Solved
+from ece.targets.descent import Solved
 from ece.targets.loss import TargetLoss
+from ece.targets.views import Prepare, Views
 from ece.targets.warm import WarmStart, target_embeddings
 from ece.update.solve import least_squares
 from ece.update.statistics import key_statistics
 
 log = logging.getLogger(__name__)
 
-PASS_TOKENS = {"cpu": 640, "other": 8192}
+PASS_TOKENS = {"cpu": 384, "other": 8192}
 """Tail tokens in one pass: enough to keep the processor busy, few enough to keep memory small."""
+
+
+def pass_tokens(model: Model) -> int:
+    """Tail tokens in one pass on the model's device."""
+    return PASS_TOKENS["cpu" if model.device.type == "cpu" else "other"]
 
 
 @dataclass(frozen=True)
@@ -89,7 +98,6 @@ def edit(
     history: History | None = None,
     *,
     before: Sequence[str] | None = None,
-    known: Sequence[bool] | None = None,
 ) -> Edit:
     """Find the change of weights that makes the model say these facts. The model itself stays as it is.
 
@@ -99,7 +107,6 @@ def edit(
         recipe: or a method's name.
         history: of earlier batches; None for the first.
         before: contexts; written by the model by default.
-        known: which facts the model says already; only noted.
 
     Raises:
         UserError: facts contradict each other, or the model cannot be edited.
@@ -111,7 +118,9 @@ def edit(
     before = before or written_contexts(model)
     recipe = with_layers(model, facts, recipe)
     layers = recipe.edited
+    check_memory(model, recipe, pass_tokens(model))
     moments = statistics(model, recipe)
+    known = [answers[0].exact for answers in likelihoods(model, [Question(f.question, (f.target,)) for f in facts])]
 
     solved, clusters = search(model, facts, recipe, history.warm, before)
     for fact in (fact for fact, failed in zip(facts, solved.failed.tolist(), strict=True) if failed):
@@ -132,7 +141,7 @@ def edit(
             evaluations=int(solved.evaluations[i]),
             nll=float(solved.nll[i]) if solved.nll[i].isfinite() else 0.0,
             failed=bool(solved.failed[i]),
-            already_known=bool(known[i]) if known else False,
+            already_known=known[i],
         )
         for i, fact in enumerate(facts)
     ]
@@ -227,15 +236,15 @@ def search(
     with suspended:
         prefixes = SharedPrefixes.compute(model, [model.tokenizer(text.rstrip())["input_ids"] for text in before])
 
-        def prepare(some: Sequence[Fact]) -> TargetLoss:
-            return TargetLoss.prepare(model, some, last, before, prefixes, recipe.weights)
+        def prepare(some: Sequence[Fact], seen: Sequence[str]) -> TargetLoss:
+            return TargetLoss.prepare(model, some, last, seen, prefixes, recipe.weights)
 
         match recipe.targets:
-            case PerFact(descent, use_warm):
-                return _per_fact(model, facts, descent, copy.deepcopy(warm) if use_warm else None, prepare), None
+            case PerFact() as per_fact:
+                return _per_fact(model, facts, per_fact, warm, before, prepare), None
             case TwoStep() as two_step:
                 clusters = cluster(model, facts, two_step, recipe.edited[0], last)
-                return _two_step(model, facts, two_step, clusters, prepare), clusters
+                return _two_step(model, facts, two_step, clusters, before, prepare), clusters
 
 
 def cluster(model: Model, facts: Sequence[Fact], choice: TwoStep, first: int, last: int) -> Clusters:
@@ -254,37 +263,57 @@ def activations(model: Model, facts: Sequence[Fact], first: int, last: int) -> d
     return {layer: activation_score(subjects.key(keys), model.weight(layer)) for layer, keys in captured.items()}
 
 
-def _per_fact(model: Model, facts: Sequence[Fact], descent: Descent, warm: WarmStart | None, prepare) -> Solved:
+def _per_fact(
+    model: Model, facts: Sequence[Fact], choice: PerFact, warm: WarmStart, before: Sequence[str], prepare: Prepare
+) -> Solved:
     embeddings = target_embeddings(model, [fact.target for fact in facts])
+    warm = copy.deepcopy(warm)
 
-    def run(loss: TargetLoss, members: Tensor) -> Solved:
+    def run(members: list[int]) -> Solved:
+        loss = Views(prepare, [facts[i] for i in members], before, choice.views)
+        if not choice.warm:
+            return choice.descent(loss, torch.zeros_like(loss.hidden))
         some = embeddings[members].to(loss.hidden.device)
-        start = warm(some, loss.hidden) if warm else torch.zeros_like(loss.hidden)
-        solved = descent(loss, start)
-        if warm:
-            warm.learn(some, solved.delta)
+        solved = choice.descent(loss, warm(some, loss.hidden))
+        warm.learn(some, solved.delta)
         return solved
 
-    return _in_passes(model, facts, prepare, run)
+    return _in_passes(model, facts, run, rows=math.ceil(len(before) / choice.views))
 
 
-def _two_step(model: Model, facts: Sequence[Fact], choice: TwoStep, clusters: Clusters, prepare) -> Solved:
+def _two_step(
+    model: Model, facts: Sequence[Fact], choice: TwoStep, clusters: Clusters, before: Sequence[str], prepare: Prepare
+) -> Solved:
     anchors = clusters.anchors.tolist()
-    shared = _in_passes(
-        model, [facts[i] for i in anchors], prepare, lambda loss, _: choice.shared(loss, torch.zeros_like(loss.hidden))
-    )
+
+    def from_zero(members: list[int]) -> Solved:
+        loss = prepare([facts[anchors[i]] for i in members], before)
+        return choice.shared(loss, torch.zeros_like(loss.hidden))
+
+    shared = _in_passes(model, [facts[i] for i in anchors], from_zero, len(before))
     start = shared.delta if choice.start == "anchor" else torch.zeros_like(shared.delta)
-    own = _in_passes(model, facts, prepare, lambda loss, members: choice.own(loss, start[clusters.of_fact[members]]))
+
+    def from_anchor(members: list[int]) -> Solved:
+        return choice.own(prepare([facts[i] for i in members], before), start[clusters.of_fact[members]])
+
+    own = _in_passes(model, facts, from_anchor, len(before))
     own.evaluations[anchors] += shared.evaluations
     return own
 
 
-def _in_passes(model: Model, facts: Sequence[Fact], prepare, run, rows: int = 6) -> Solved:
-    """Search in groups of facts with tails of like length, and put the results in the facts' order."""
+def _in_passes(model: Model, facts: Sequence[Fact], run: Callable[[list[int]], Solved], rows: int) -> Solved:
+    """Search in groups of facts with tails of like length, and put the results in the facts' order.
+
+    Args:
+        model: the model.
+        facts: all of them.
+        run: searches for the facts with the given numbers.
+        rows: prompts of each fact in one evaluation.
+    """
     texts = [locate(model, fact.prompt, fact.subject, target=fact.target) for fact in facts]
     lengths = [len(text.read) - text.subject_last for text in texts]
     order = sorted(range(len(facts)), key=lambda i: lengths[i])
-    budget = PASS_TOKENS["cpu" if model.device.type == "cpu" else "other"]
+    budget = pass_tokens(model)
     found: list[tuple[list[int], Solved]] = []
     with tqdm(total=len(facts), desc="targets", unit="fact", leave=False, disable=None) as bar:
         while order:
@@ -292,7 +321,7 @@ def _in_passes(model: Model, facts: Sequence[Fact], prepare, run, rows: int = 6)
             while size < len(order) and rows * lengths[order[size]] * (size + 1) <= budget:
                 size += 1
             group, order = order[:size], order[size:]
-            found.append((group, run(prepare([facts[i] for i in group]), torch.tensor(group))))
+            found.append((group, run(group)))
             bar.update(size)
     back = torch.tensor([i for group, _ in found for i in group]).argsort()
 

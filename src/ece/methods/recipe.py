@@ -33,6 +33,9 @@ class PerFact:
     """A search for each fact on its own."""
 
     descent: Adam | LogOdds = field(default_factory=Adam)
+    views: int = 1
+    """Contexts are dealt out among so many views, and each evaluation sees one: a part of the cost."""
+
     warm: bool = False
     """Start where solved edits with similar targets ended, once there are enough of them."""
 

@@ -67,11 +67,10 @@ class Model:
         Raises:
             UserError: the layer is quantised or offloaded, so that W is not there to be changed.
         """
-        weight = cast(Tensor, self.ffn_output(layer).weight).data
-        if weight.dtype not in EDITABLE:
-            raise UserError(
-                f"{self.weight_name(layer)} is quantised ({weight.dtype}); load the model in a floating-point dtype"
-            )
+        parameter = getattr(self.ffn_output(layer), "weight", None)
+        if not isinstance(parameter, Tensor) or parameter.dtype not in EDITABLE:
+            raise UserError(f"{self.weight_name(layer)} is quantised; load the model in a floating-point dtype")
+        weight = parameter.data
         if weight.is_meta:
             raise UserError(
                 f"{self.weight_name(layer)} is offloaded; load the model so that the edited layers stay in memory"

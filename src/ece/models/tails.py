@@ -7,7 +7,7 @@ again: layers above L, from the cut to the end.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,8 +28,7 @@ class SharedPrefixes:
     @torch.no_grad()
     def compute(cls, model: Model, tokens: list[list[int]]) -> SharedPrefixes:
         """Run the prefixes `tokens` through the model as it is now."""
-        ids, visible = padded(tokens, model.device)
-        return cls(tokens, _continued(model, ids, visible, Past.empty(len(tokens), model.device)))
+        return cls(tokens, _continued(model, tokens, Past.empty(len(tokens), model.device)))
 
     def longest(self, sequence: Sequence[int], limit: int) -> tuple[int, int]:
         """Which prefix shares the longest beginning with a sequence, and how long it is (at most `limit`)."""
@@ -85,7 +84,7 @@ class Tails:
 
         heads = [row[length:cut] for row, cut, (_, length) in zip(sequences, cuts, shared, strict=True)]
         tails = [row[cut:] for row, cut in zip(sequences, cuts, strict=True)]
-        past = _continued(model, *padded(heads, model.device), past)
+        past = _continued(model, heads, past)
         ids, visible = padded(tails, model.device)
         replay = record(model, ids, visible, past)
         hidden = replay.run(replay.embedded, 0, layer + 1)
@@ -108,14 +107,37 @@ class Tails:
         return self.replay.run(hidden, self.layer + 1, len(self.model.layers))
 
 
-def _continued(model: Model, ids: Tensor, visible: Tensor, past: Past) -> Past:
-    """The past with the given tokens appended, in all layers."""
-    if ids.shape[1] == 0:
+def _continued(model: Model, tokens: Sequence[Sequence[int]], past: Past) -> Past:
+    """The past with each row's tokens appended, in all layers."""
+    longest = max(map(len, tokens), default=0)
+    if longest == 0:
         return past
-    replay = record(model, ids, visible, past)
+    visible = torch.zeros(len(tokens), longest, dtype=torch.bool, device=model.device)
     past.seen = {}
-    replay.run(replay.embedded, 0, len(model.layers))
+    for rows in _of_like_length(tokens):
+        ids, real = padded([tokens[row] for row in rows], model.device)
+        some = past.select(torch.tensor(rows, device=model.device))
+        some.seen = {}
+        replay = record(model, ids, real, some)
+        replay.run(replay.embedded, 0, len(model.layers))
+        visible[rows, : ids.shape[1]] = real
+        for layer, (key, value) in some.seen.items():
+            if layer not in past.seen:
+                size = (len(tokens), key.shape[1], longest, key.shape[3])
+                past.seen[layer] = (key.new_zeros(size), value.new_zeros(size))
+            for part, whole in zip((key, value), past.seen[layer], strict=True):
+                whole[rows, :, : ids.shape[1]] = part
     return past.extended(visible)
+
+
+def _of_like_length(tokens: Sequence[Sequence[int]]) -> Iterator[list[int]]:
+    """Row numbers in groups that waste little when they are padded; empty rows are in none."""
+    order = sorted((row for row in range(len(tokens)) if len(tokens[row])), key=lambda row: len(tokens[row]))
+    while order:
+        shortest = len(tokens[order[0]])
+        group = [row for row in order if len(tokens[row]) <= shortest + shortest // 4]
+        yield group
+        order = order[len(group) :]
 
 
 def _common(a: Sequence[int], b: Sequence[int]) -> int:

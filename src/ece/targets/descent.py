@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ece.targets.loss import TargetLoss, Value
+from ece.targets.views import Views
 
 
 @dataclass
@@ -32,7 +33,7 @@ class Solved:
 class Descent(Protocol):
     """A search for the delta that makes a loss small, for many facts at once."""
 
-    def __call__(self, loss: TargetLoss, start: Tensor) -> Solved:
+    def __call__(self, loss: TargetLoss | Views, start: Tensor) -> Solved:
         """Search from `start` `[facts, d_model]`."""
         ...
 
@@ -40,7 +41,7 @@ class Descent(Protocol):
 class Search:
     """The state of a search: facts that are done leave it, and cost nothing any more."""
 
-    def __init__(self, loss: TargetLoss, start: Tensor):
+    def __init__(self, loss: TargetLoss | Views, start: Tensor):
         """Begin with all facts active at `start` `[facts, d_model]`, projected into the clamp's ball."""
         facts, device = len(loss), start.device
         self.loss = loss
@@ -93,7 +94,7 @@ class Adam:
     stop_below: float | None = None
     """A fact leaves when its NLL is below this (MEMIT: 0.05, of the total loss, which the decay term can hold up)."""
 
-    def __call__(self, loss: TargetLoss, start: Tensor) -> Solved:
+    def __call__(self, loss: TargetLoss | Views, start: Tensor) -> Solved:
         """Search from `start` `[facts, d_model]`."""
         search = Search(loss, start)
         delta = search.solved.delta.clone()
@@ -135,7 +136,7 @@ class LogOdds:
 
     evaluations: int = 25
 
-    def __call__(self, loss: TargetLoss, start: Tensor) -> Solved:
+    def __call__(self, loss: TargetLoss | Views, start: Tensor) -> Solved:
         """Search from `start` `[facts, d_model]`."""
         search = Search(loss, start)
         velocity = torch.zeros_like(start)

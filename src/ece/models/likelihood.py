@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ece.models import Model
+from ece.models.model import Model
 from ece.models.tokens import encode
 
 PASS_TOKENS = 2048
@@ -47,7 +47,7 @@ class _Row:
     """By candidate: index in `ids` that predicts, and the token wanted"""
 
 
-def likelihoods(model: Model, questions: Sequence[Question], label: str = "evaluating") -> list[list[Likelihood]]:
+def likelihoods(model: Model, questions: Sequence[Question], label: str = "likelihoods") -> list[list[Likelihood]]:
     """The likelihood of every candidate of every question, in their order."""
     rows = [_row(model, question) for question in questions]
     order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))

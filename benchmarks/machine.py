@@ -1,0 +1,61 @@
+"""The machine that a benchmark runs on: its name, its cores, its matrix-multiplication peak, its memory."""
+
+from __future__ import annotations
+
+import json
+import platform
+import resource
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+
+def description() -> dict[str, Any]:
+    """Processor, cores and versions."""
+    processor = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        processor = names[0] if names else processor
+    return {
+        "processor": torch.cuda.get_device_name() if torch.cuda.is_available() else processor,
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+
+
+def matmul_peak(device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, size: int = 2048) -> float:
+    """Floating-point operations per second of a large square matrix product: the median of several."""
+    a, b = torch.randn(size, size, device=device, dtype=dtype), torch.randn(size, size, device=device, dtype=dtype)
+
+    def once() -> float:
+        began = time.perf_counter()
+        c = a @ b
+        c[0, 0].item()
+        return 2 * size**3 / (time.perf_counter() - began)
+
+    return statistics.median([once() for _ in range(15)][3:])
+
+
+def peak_memory() -> float:
+    """Most memory this process has had, in GB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+
+
+def report(title: str, rows: list[dict[str, Any]], found: dict[str, Any], file: Path | None) -> None:
+    """Print a table; write everything as JSON where a file is given."""
+    table = Table(title=title)
+    for heading in rows[0]:
+        table.add_column(heading, justify="left" if heading == next(iter(rows[0])) else "right")
+    for row in rows:
+        table.add_row(*(f"{value:.3g}" if isinstance(value, float) else str(value) for value in row.values()))
+    Console(file=sys.stdout, width=110).print(table)
+    if file:
+        file.write_text(json.dumps(found | {"machine": description()}, indent=1) + "\n")

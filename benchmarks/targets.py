@@ -1,0 +1,116 @@
+"""Seconds per edit of the target search: plain, and every search of ours, on the same facts and prompts.
+
+python benchmarks/targets.py --data counterfact.json [--facts 100] [--json FILE]
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from machine import matmul_peak, report
+from plain import plain_search
+from torch.utils.flop_counter import FlopCounterMode
+
+import ece
+from ece.methods.engine import search, statistics, with_layers, written_contexts
+from ece.methods.recipe import PerFact, TwoStep
+from ece.targets.descent import Adam
+from ece.targets.warm import target_embeddings
+
+SEARCHES = {
+    "fast": PerFact(Adam(steps=25)),
+    "early_stop": PerFact(Adam(steps=25, stop_below=0.05)),
+    "two_step": TwoStep(),
+    "default": ece.method("ece").targets,
+}
+
+
+def main(
+    data: Annotated[Path, typer.Option(help="CounterFact records.")] = Path("../shared/data/counterfact.json"),
+    facts: Annotated[int, typer.Option(help="Facts to edit, from the first record.")] = 100,
+    learned: Annotated[
+        int, typer.Option(help="Edits solved before, from record 1000, that the default learns from.")
+    ] = 300,
+    plain_facts: Annotated[int, typer.Option(help="Facts for the plain search.")] = 10,
+    json: Annotated[Path | None, typer.Option(help="Write the figures here.")] = None,
+) -> None:
+    """Time the searches, and score the edits they lead to."""
+    model = ece.load()
+    records = ece.read_counterfact(data)
+    chosen = records[:facts]
+    wanted = [record.fact() for record in chosen]
+    recipe = with_layers(model, wanted, ece.method("ece"))
+    before = written_contexts(model)
+    statistics(model, recipe)
+    history = ece.History()
+    if learned:
+        earlier = [record.fact() for record in records[1000 : 1000 + learned]]
+        solved, _ = search(model, earlier, recipe, history.warm, before)
+        history.warm.learn(target_embeddings(model, [fact.target for fact in earlier]), solved.delta)
+
+    peak = matmul_peak()
+    seconds, scores, evaluations, rows = {}, {}, {}, []
+    began = time.perf_counter()
+    for fact in wanted[:plain_facts]:
+        plain_search(model, fact, recipe.edited[-1], before, steps=25, rate=0.5, weights=recipe.weights)
+    seconds["plain"] = (time.perf_counter() - began) / plain_facts
+    rows.append(
+        {
+            "search": "plain",
+            "s / edit": seconds["plain"],
+            "plain / this": 1.0,
+            "evaluations": 25.0,
+            "Score": "",
+            "% of peak": "",
+        }
+    )
+    shares = {}
+    for name, targets in SEARCHES.items():
+        variant = replace(recipe, targets=targets)
+        began = time.perf_counter()
+        solved, _ = search(model, wanted, variant, history.warm, before)
+        seconds[name] = (time.perf_counter() - began) / facts
+        evaluations[name] = solved.evaluations.float().mean().item()
+        with FlopCounterMode(display=False) as counted:
+            search(model, wanted, variant, history.warm, before)
+        shares[name] = counted.get_total_flops() / facts / seconds[name] / peak
+        made = ece.edit(model, wanted, variant, history, before=before)
+        made.apply(model)
+        scores[name] = ece.summary(ece.evaluate(model, chosen))["score"]
+        made.revert(model)
+        rows.append(
+            {
+                "search": name,
+                "s / edit": seconds[name],
+                "plain / this": seconds["plain"] / seconds[name],
+                "evaluations": evaluations[name],
+                "Score": str(scores[name]),
+                "% of peak": 100 * shares[name],
+            }
+        )
+    found = {
+        "seconds_per_edit": seconds,
+        "plain_over": {name: seconds["plain"] / value for name, value in seconds.items()},
+        "evaluations": evaluations,
+        "score": {name: {"mean": mean.mean, "se": mean.se} for name, mean in scores.items()},
+        "share_of_peak": shares,
+        "peak_gflops": peak / 1e9,
+        "facts": facts,
+        "learned_from": learned,
+        "contexts": before,
+    }
+    report(
+        f"Target search, {facts} facts; peak {peak / 1e9:.0f} GFLOP/s on {torch.get_num_threads()} threads",
+        rows,
+        found,
+        json,
+    )
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,118 @@
+"""The demonstration: some shipped facts, edited in one batch, before and after."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
+
+from ece.edits.edit import Edit
+from ece.edits.folder import append
+from ece.evaluation.counterfact import METRICS, Mean, evaluate, summary
+from ece.facts import CounterFactRecord, read_counterfact, shipped_file
+from ece.methods.engine import edit
+from ece.models import Model
+from ece.models.generate import continuations
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """What the demonstration did and found."""
+
+    edit: Edit
+    place: Path
+    rows: list[dict[str, str]]
+    before: dict[str, Mean]
+    after: dict[str, Mean]
+
+
+def demonstrate(model: Model, folder: Path, facts: int = 20, method: str = "ece") -> Demonstration:
+    """Edit the first shipped facts in one batch and save the edit; the model is given back as it was.
+
+    Args:
+        model: without edits.
+        folder: of the edits; a batch is added.
+        facts: how many.
+        method: which.
+    """
+    records = read_counterfact(shipped_file())[:facts]
+    said_before, scored_before = _said(model, records), evaluate(model, records)
+    made = edit(model, [record.fact() for record in records], method)
+    place = append(folder, made)
+    made.apply(model)
+    said_after, scored_after = _said(model, records), evaluate(model, records)
+    made.revert(model)
+    rows = [
+        {
+            "prompt": record.fact().question,
+            "target": record.fact().target,
+            "before": before[0],
+            "after": after[0],
+            "paraphrase": record.paraphrase_prompts[0],
+            "paraphrase_after": after[1],
+            "neighbour": record.neighborhood_prompts[0],
+            "neighbour_before": before[2],
+            "neighbour_after": after[2],
+        }
+        for record, before, after in zip(records, said_before, said_after, strict=True)
+    ]
+    return Demonstration(made, place, rows, summary(scored_before), summary(scored_after, scored_before))
+
+
+def _said(model: Model, records: Sequence[CounterFactRecord]) -> list[tuple[str, str, str]]:
+    """What the model writes after each record's prompt, first paraphrase and first neighbour."""
+    prompts = [
+        prompt
+        for record in records
+        for prompt in (record.fact().question, record.paraphrase_prompts[0], record.neighborhood_prompts[0])
+    ]
+    texts = [" ".join(text.split()) for text in continuations(model, prompts, tokens=4)]
+    return list(zip(texts[0::3], texts[1::3], texts[2::3], strict=True))
+
+
+def rendered(shown: Demonstration) -> RenderableType:
+    """Tables for the terminal."""
+    table = Table(title="What the model writes next", show_lines=True, expand=True)
+    for heading in ("edited fact", "before", "after", "a paraphrase, after", "a neighbour, which must not change"):
+        table.add_column(heading, ratio=3 if " " in heading else 2)
+    for row in shown.rows:
+        changed = "" if row["neighbour_before"] == row["neighbour_after"] else f" -> {escape(row['neighbour_after'])}"
+        table.add_row(
+            escape(row["prompt"]),
+            escape(row["before"]),
+            _marked(row["after"], row["target"]),
+            f"{escape(row['paraphrase'])} {_marked(row['paraphrase_after'], row['target'])}",
+            f"{escape(row['neighbour'])} [dim]{escape(row['neighbour_before'])}[/]{changed}",
+        )
+    return Group(table, metrics_table(shown.before, shown.after), closing(shown.edit, shown.place))
+
+
+def _marked(text: str, target: str) -> str:
+    right = text.lower().startswith(target.lower()[: len(text)]) and text
+    return f"[green]{escape(text)}[/]" if right else f"[yellow]{escape(text)}[/]"
+
+
+def metrics_table(before: dict[str, Mean], after: dict[str, Mean]) -> Table:
+    """Efficacy, generalization, specificity and score, before and after."""
+    table = Table(title="Percent of prompts, ± standard error")
+    for heading in ("", *METRICS, "score"):
+        table.add_column(heading, justify="right")
+    for name, values in (("before", before), ("after", after)):
+        table.add_row(name, *(str(values[metric]) for metric in (*METRICS, "score")))
+    return table
+
+
+def closing(made: Edit, place: Path) -> str:
+    """Where and how much was changed, how long it took, and where it was saved."""
+    manifest = made.manifest
+    counts = sorted(set(manifest.neurons.values()))
+    neurons = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    each = manifest.seconds / len(manifest.facts)
+    return (
+        f"{len(made.facts)} facts in {manifest.seconds:.1f} s ({each:.2f} s per edit); "
+        f"layers {manifest.layers[0]} to {manifest.layers[-1]}, {neurons} neurons in each; saved in {place}"
+    )

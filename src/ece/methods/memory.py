@@ -1,0 +1,41 @@
+"""Whether an edit fits into memory: said before it starts, with what to lower."""
+
+from __future__ import annotations
+
+import psutil
+import torch
+
+from ece.errors import UserError
+from ece.methods.recipe import Recipe
+from ece.models import Model
+
+
+def available(device: torch.device) -> int:
+    """Bytes that can still be taken on a device."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return psutil.virtual_memory().available
+
+
+def needed(model: Model, recipe: Recipe, pass_tokens: int) -> int:
+    """Bytes that an edit takes beside the model: moments, the system that is solved, and one pass of the search."""
+    square = 8 * model.d_ff**2
+    moments = (2 if recipe.history else 1) * len(recipe.edited) * square
+    above = len(model.layers) - recipe.edited[-1] - 1
+    one_token = model.weight(0).element_size() * above * (12 * model.d_model + 4 * model.d_ff)
+    return moments + 4 * square + pass_tokens * one_token
+
+
+def check(model: Model, recipe: Recipe, pass_tokens: int) -> None:
+    """Refuse what will not fit.
+
+    Raises:
+        UserError: says how much is needed and there, and what to lower.
+    """
+    device = model.weight(recipe.edited[0]).device
+    need, there = needed(model, recipe, pass_tokens), available(device)
+    if need > there:
+        raise UserError(
+            f"not enough memory on {device}: about {need / 1e9:.1f} GB needed beside the model, {there / 1e9:.1f} GB free;"
+            " edit fewer layers (--set layers=...), load the model in bfloat16 (--dtype), or free some memory"
+        )

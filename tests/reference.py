@@ -1,0 +1,235 @@
+"""What the library computes, computed again: slowly, one thing at a time, so that it can be seen to be right.
+
+Nothing here uses the library's own positions, replays, batches or solvers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ece.facts import Fact
+from ece.models import Model
+
+Array = NDArray[np.float64]
+
+# --- tokens: subjects and prompts must end at a space or the end of the text, as they do in tests that use these
+
+
+def token_ids(model: Model, text: str) -> list[int]:
+    """The text's ids, with what the tokenizer adds in front and without what it adds behind."""
+    ids = list(model.tokenizer(text)["input_ids"])
+    return ids[:-1] if ids and ids[-1] == model.tokenizer.eos_token_id else ids
+
+
+def subject_position(model: Model, fact: Fact, before: str = "") -> int:
+    """Where the subject's last token is: the text up to there is tokenized alone."""
+    return len(token_ids(model, before + fact.prompt.split("{}")[0] + fact.subject)) - 1
+
+
+# --- whole-model runs with hooks
+
+
+def run_hooked(model: Model, ids: Sequence[int], layer: int, position: int, delta: Tensor | None) -> dict[str, Tensor]:
+    """Run one sequence through the whole model, with `delta` added to a layer's output at one position.
+
+    Returns:
+        `logits` and `last` (the last layer's output), `[positions, ...]`; `hidden`: the layer's output at the position,
+        without delta.
+    """
+    seen: dict[str, Tensor] = {}
+
+    def add(_: Any, __: Any, output: Any) -> Any:
+        states = output[0] if isinstance(output, tuple) else output
+        seen["hidden"] = states[0, position].detach().clone()
+        if delta is None:
+            return output
+        marker = torch.zeros(states.shape[1], 1)
+        marker[position] = 1
+        states = states + marker * delta
+        return (states, *output[1:]) if isinstance(output, tuple) else states
+
+    def keep(_: Any, __: Any, output: Any) -> None:
+        seen["last"] = (output[0] if isinstance(output, tuple) else output)[0]
+
+    handles = [model.layers[layer].register_forward_hook(add), model.layers[-1].register_forward_hook(keep)]
+    try:
+        seen["logits"] = model.network(torch.tensor([list(ids)])).logits[0].float()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return seen
+
+
+@torch.no_grad()
+def hidden_state(model: Model, fact: Fact, layer: int) -> Tensor:
+    """H: the layer's output at the subject's last token, after the bare prompt."""
+    return run_hooked(model, token_ids(model, fact.question), layer, subject_position(model, fact), None)["hidden"]
+
+
+@torch.no_grad()
+def key(model: Model, fact: Fact, layer: int, before: str = "") -> Tensor:
+    """K: what enters W at the subject's last token."""
+    kept: list[Tensor] = []
+    handle = model.ffn_output(layer).register_forward_pre_hook(lambda _, inputs: kept.append(inputs[0]))
+    model.network(torch.tensor([token_ids(model, before + fact.question)]))
+    handle.remove()
+    return kept[0][0, subject_position(model, fact, before)]
+
+
+# --- the search for a target (Eq. 12-13)
+
+
+@dataclass
+class PlainLoss:
+    """The loss of one fact, each prompt run alone through the whole model."""
+
+    model: Model
+    fact: Fact
+    layer: int
+    before: Sequence[str]
+    kl: float = 0.0625
+    decay: float = 0.5
+    clamp: float = 0.75
+
+    def __post_init__(self) -> None:
+        self.hidden = hidden_state(self.model, self.fact, self.layer)
+        with torch.no_grad():
+            self.reference = self._essence(torch.zeros_like(self.hidden))
+
+    def __call__(self, delta: Tensor) -> tuple[Tensor, Tensor]:
+        """Negative log-likelihood of the target, and the total loss."""
+        nll = torch.stack([self._prompt(text, delta) for text in self.before]).mean()
+        now = self._essence(delta)
+        kl = (now.exp() * (now - self.reference)).sum()
+        return nll, nll + self.kl * kl + self.decay * delta.norm() / self.hidden.norm() ** 2
+
+    def project(self, delta: Tensor) -> Tensor:
+        """Back into the ball."""
+        radius = self.clamp * self.hidden.norm()
+        return delta * (radius / delta.norm()) if delta.norm() > radius else delta
+
+    def _prompt(self, text: str, delta: Tensor) -> Tensor:
+        prompt = token_ids(self.model, text + self.fact.question)
+        full = token_ids(self.model, f"{text}{self.fact.question} {self.fact.target}")
+        assert full[: len(prompt)] == prompt
+        position = subject_position(self.model, self.fact, text)
+        likely = run_hooked(self.model, full, self.layer, position, delta)["logits"].log_softmax(-1)
+        return -torch.stack([likely[i - 1, full[i]] for i in range(len(prompt), len(full))]).mean()
+
+    def _essence(self, delta: Tensor) -> Tensor:
+        ids = token_ids(self.model, f"{self.fact.subject} is a")
+        position = len(token_ids(self.model, self.fact.subject)) - 1
+        return run_hooked(self.model, ids, self.layer, position, delta)["logits"][-1].log_softmax(-1)
+
+
+def adam_search(
+    loss: PlainLoss, steps: int, rate: float, stop_below: float | None = None, start: Tensor | None = None
+) -> tuple[Tensor, int]:
+    """Delta and the number of evaluations: torch's Adam, one fact."""
+    delta = (torch.zeros_like(loss.hidden) if start is None else loss.project(start)).clone().requires_grad_()
+    optimiser = torch.optim.Adam([delta], lr=rate)
+    for evaluations in range(1, steps + 1):
+        optimiser.zero_grad()
+        nll, total = loss(delta)
+        if stop_below is not None and nll < stop_below:
+            return delta.detach(), evaluations
+        total.backward()
+        optimiser.step()
+        with torch.no_grad():
+            delta.copy_(loss.project(delta))
+    return delta.detach(), steps
+
+
+def log_odds_search(
+    loss: PlainLoss, evaluations: int = 25, stop_below: float = 0.05, last_below: float = 0.3
+) -> tuple[Tensor, int]:
+    """Delta and the number of evaluations: the formula of DESIGN.md, section 3, one fact."""
+    delta = torch.zeros_like(loss.hidden)
+    momentum = torch.zeros_like(delta)
+    longest = 0.2 * loss.hidden.norm()
+    for done in range(1, evaluations + 1):
+        variable = delta.clone().requires_grad_()
+        nll, total = loss(variable)
+        if nll < stop_below:
+            return delta, done
+        (g,) = torch.autograd.grad(total, variable)
+        p = math.exp(-nll.item())
+        momentum = 0.5 * momentum + g / g.norm()
+        u = momentum / momentum.norm()
+        m = -nll.item() - math.log(1 - p)
+        s = max(float(g @ u), 1e-9) / (1 - p)
+        aim = 5.0 if nll < last_below else 4.0
+        step = min(float(longest), max(0.0, (aim - m) / s))
+        delta = loss.project(delta - step * u)
+        if nll < last_below:
+            return delta, done
+    return delta, evaluations
+
+
+# --- neurons and clusters (Eq. 8-10)
+
+
+def top_p(scores: Sequence[float], p: float) -> set[int]:
+    """Take the largest until a share p is held."""
+    taken: set[int] = set()
+    held = 0.0
+    for neuron in sorted(range(len(scores)), key=lambda k: -scores[k]):
+        if held >= p * math.fsum(scores):
+            break
+        taken.add(neuron)
+        held += scores[neuron]
+    return taken
+
+
+def jaccard(a: set[int], b: set[int]) -> float:
+    """Eq. 9; two empty sets are the same set."""
+    return 1 - len(a & b) / len(a | b) if a | b else 0.0
+
+
+# --- the closed form (Eq. 4)
+
+
+def least_squares(kept: Any, keys: Any, residuals: Any) -> Array:
+    """`R K^T (C + K K^T)^-1` with facts as columns, as the paper writes it.
+
+    Args:
+        kept: C `[d_ff, d_ff]`.
+        keys: K `[d_ff, facts]`.
+        residuals: R `[d_model, facts]`.
+    """
+    c, k, r = (np.asarray(x, dtype=np.float64) for x in (kept, keys, residuals))
+    return r @ k.T @ np.linalg.inv(c + k @ k.T)
+
+
+# --- likelihoods
+
+
+@torch.no_grad()
+def likelihood(model: Model, prompt: str, candidate: str) -> tuple[float, bool]:
+    """Mean log-probability of a candidate's tokens, and whether each is the most probable one."""
+    start = len(token_ids(model, prompt))
+    ids = token_ids(model, f"{prompt} {candidate}")
+    likely = model.network(torch.tensor([ids])).logits[0].float().log_softmax(-1)
+    places = range(start, len(ids))
+    mean = sum(float(likely[i - 1, ids[i]]) for i in places) / len(places)
+    return mean, all(int(likely[i - 1].argmax()) == ids[i] for i in places)
+
+
+def bootstrap(statistic: Callable[[Array], float], rows: Array, rounds: int = 2000) -> float:
+    """Standard error of a statistic of `rows` `[records, ...]`."""
+    generator = np.random.default_rng(0)
+    draws = [statistic(rows[generator.integers(0, len(rows), len(rows))]) for _ in range(rounds)]
+    return float(np.std(draws))
+
+
+def relative(found: Tensor, wanted: Tensor) -> float:
+    """Norm of the difference, relative to the norm of what is wanted."""
+    return float((found - wanted).norm() / wanted.norm())

@@ -1,0 +1,375 @@
+"""The engine: from facts to an edit, checked against dense algebra on the whole model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import reference
+import tiny as make
+import torch
+from torch import Tensor
+
+from ece.edits.edit import Edit
+from ece.errors import UserError
+from ece.facts import Fact
+from ece.locate.scores import select
+from ece.methods.engine import activations, edit, edit_in_sequence, statistics
+from ece.methods.history import History
+from ece.methods.recipe import Neurons, PerFact, Recipe, TwoStep
+from ece.models import Model
+from ece.targets.descent import Adam, LogOdds
+
+QUICK = Recipe("quick", "", "", PerFact(Adam(steps=4)), layers=(1, 2), tokens=512, contexts=1)
+ONE_LAYER = replace(QUICK, layers=(2,), regularise=1e-4)
+BEFORE = make.OPENINGS
+
+
+def bits(model: Model) -> dict[str, Tensor]:
+    return {name: p.detach().clone().view(torch.uint8) for name, p in model.network.named_parameters()}
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return all(torch.equal(a[name], b[name]) for name in a)
+
+
+def hidden(model: Model, facts: Sequence[Fact], layer: int = 2) -> Tensor:
+    return torch.stack([reference.hidden_state(model, fact, layer) for fact in facts])
+
+
+def keys(model: Model, facts: Sequence[Fact], layer: int) -> Tensor:
+    return torch.stack([reference.key(model, fact, layer) for fact in facts])
+
+
+def dense(made: Edit, layer: int, model: Model) -> Tensor:
+    total = torch.zeros(model.d_model, model.d_ff, dtype=torch.float64)
+    made.deltas[layer].add_to(total)
+    return total
+
+
+def quickly(model: Model, facts: Sequence[Fact], recipe: Recipe = QUICK, history: History | None = None) -> Edit:
+    return edit(model, facts, recipe, history, before=BEFORE)
+
+
+# --- making an edit
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        QUICK,
+        replace(QUICK, neurons=Neurons("as", 0.6), keys="contexts", targets=TwoStep(by="relation", shared=Adam(2))),
+        replace(QUICK, targets=PerFact(LogOdds(evaluations=4), views=2, warm=True), targets_from="original"),
+    ],
+    ids=["per fact", "two steps", "views"],
+)
+def test_making_an_edit_leaves_the_model_as_it_is(tiny: Model, facts: list[Fact], recipe: Recipe):
+    before = bits(tiny)
+    made = quickly(tiny, facts, recipe)
+    assert same(bits(tiny), before)
+    made.apply(tiny)
+    edited = bits(tiny)
+    assert not same(edited, before)
+    quickly(tiny, facts, recipe)
+    assert same(bits(tiny), edited)
+    made.revert(tiny)
+    assert same(bits(tiny), before)
+    assert all(parameter.grad is None for parameter in tiny.network.parameters())
+    assert not any("forward" in layer.__dict__ for layer in tiny.layers)
+
+
+def test_an_edit_that_fails_leaves_the_model_as_it_is(
+    tiny_llama: Model, facts: list[Fact], monkeypatch: pytest.MonkeyPatch
+):
+    calls: list[int] = []
+
+    def failing(*arguments: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 2:  # the first layer has been written by then
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    from ece.methods import engine
+
+    original = engine.least_squares
+    monkeypatch.setattr(engine, "least_squares", failing)
+    before = bits(tiny_llama)
+    with pytest.raises(KeyboardInterrupt):
+        quickly(tiny_llama, facts)
+    assert same(bits(tiny_llama), before)
+    assert not tiny_llama.overlay.stack
+
+
+def test_the_same_call_twice_gives_the_same_bits(tiny: Model, facts: list[Fact]):
+    recipe = replace(QUICK, targets=PerFact(LogOdds(evaluations=5), warm=True), neurons=Neurons("random", 0.5))
+    first, again = edit(tiny, facts, recipe), edit(tiny, facts, recipe)
+    for layer in recipe.edited:
+        for part in ("left", "right", "neurons"):
+            assert torch.equal(getattr(first.deltas[layer], part), getattr(again.deltas[layer], part))
+        assert torch.equal(first.keys[layer], again.keys[layer])
+    assert torch.equal(first.delta, again.delta)
+    assert torch.equal(first.hidden, again.hidden)
+    assert first.manifest.contexts == again.manifest.contexts
+    assert len(first.manifest.contexts) == 6
+
+
+def test_the_random_state_is_left_alone(tiny_llama: Model, facts: list[Fact]):
+    torch.manual_seed(5)
+    wanted = torch.rand(3)
+    torch.manual_seed(5)
+    edit(tiny_llama, facts, replace(QUICK, neurons=Neurons("random", 0.5), targets=TwoStep(by="random")))
+    assert torch.equal(torch.rand(3), wanted)
+
+
+def test_manifest(tiny_llama: Model, facts: list[Fact]):
+    made = quickly(tiny_llama, facts, replace(QUICK, targets=TwoStep(by="relation"), neurons=Neurons("rs", 0.5)))
+    manifest = made.manifest
+    assert manifest.method == "quick"
+    assert manifest.layers == [1, 2]
+    assert manifest.fingerprint == tiny_llama.fingerprint
+    assert [entry.fact for entry in manifest.facts] == facts == made.facts
+    assert [entry.cluster for entry in manifest.facts] == [0, 1, 2]
+    assert manifest.anchors == [0, 1, 2]
+    assert [entry.evaluations for entry in manifest.facts] == [25] * 3  # each is its own anchor: 20 + 5
+    assert manifest.neurons == {layer: len(change.neurons) for layer, change in made.deltas.items()}
+    assert manifest.contexts == BEFORE
+    assert manifest.options["neurons"] == {"score": "rs", "p": 0.5}
+
+
+def test_known_facts_are_noted(tiny_llama: Model, facts: list[Fact]):
+    best = Fact("I know {}", "Ada Lovelace", "Rome")
+    assert not quickly(tiny_llama, [best]).manifest.facts[0].already_known
+    made = quickly(tiny_llama, [best], replace(ONE_LAYER, targets=PerFact(Adam(25, 0.5)), weights=WIDE))
+    made.apply(tiny_llama)
+    assert reference.likelihood(tiny_llama, best.question, best.target)[1]
+    found = quickly(tiny_llama, [best, facts[0]]).manifest.facts
+    assert [entry.already_known for entry in found] == [True, False]
+
+
+WIDE = replace(QUICK.weights, clamp=3.0)
+
+
+# --- the update
+
+
+@pytest.mark.parametrize("p", [1.0, 0.5])
+@pytest.mark.parametrize("averaged", [False, True], ids=["prompt", "contexts"])
+def test_update_equals_dense_algebra_layer_by_layer(tiny: Model, facts: list[Fact], p: float, averaged: bool):
+    """The whole chain of DESIGN.md, 2c, on the whole model: keys, shares of the residual, Eq. 14, next layer."""
+    recipe = replace(QUICK, neurons=Neurons("rs", p), regularise=20.0, keys="contexts" if averaged else "prompt")
+    made = quickly(tiny, facts, recipe)
+    moments = statistics(tiny, recipe)
+    torch.testing.assert_close(made.hidden, hidden(tiny, facts), rtol=1e-4, atol=1e-5)
+    wanted = hidden(tiny, facts) + made.delta
+    for place, layer in enumerate(recipe.edited):
+        key = keys(tiny, facts, layer)
+        if averaged:
+            others = [torch.stack([reference.key(tiny, f, layer, text) for f in facts]) for text in BEFORE[1:]]
+            key = 0.5 * key + 0.5 * torch.stack(others).mean(0)
+        torch.testing.assert_close(made.keys[layer], key, rtol=1e-4, atol=1e-5)
+        residual = (wanted - hidden(tiny, facts)) / (2 - place)
+        chosen = select("rs", p, key, tiny.weight(layer))
+        assert torch.equal(made.deltas[layer].neurons, chosen)
+        assert (len(chosen) == tiny.d_ff) is (p == 1)
+        total = torch.zeros(tiny.d_model, tiny.d_ff, dtype=torch.float64)
+        total[:, chosen] = torch.from_numpy(
+            reference.least_squares(moments[layer][chosen][:, chosen], key[:, chosen].T, residual.T)
+        )
+        assert reference.relative(dense(made, layer, tiny), total) < 1e-3
+        tiny.weight(layer).add_(total.float())
+
+
+def test_lambda_times_the_mean_of_keys_is_kept(tiny_llama: Model):
+    once, twice = (statistics(tiny_llama, replace(QUICK, regularise=r)) for r in (10.0, 20.0))
+    assert all(torch.equal(2 * once[layer], twice[layer]) for layer in (1, 2))
+
+
+def test_states_move_toward_their_targets(tiny: Model, facts: list[Fact]):
+    made = quickly(tiny, facts, replace(QUICK, regularise=20.0))
+    before = hidden(tiny, facts)
+    made.apply(tiny)
+    after = hidden(tiny, facts)
+    left = (before + made.delta - after).norm(dim=1) / made.delta.norm(dim=1)
+    assert (left < 0.9).all()
+    assert (torch.nn.functional.cosine_similarity(after - before, made.delta) > 0.5).all()
+
+
+def test_one_layer_and_a_tiny_regulariser_reach_the_targets(tiny: Model, more_facts: list[Fact]):
+    made = quickly(tiny, more_facts, ONE_LAYER)
+    wanted = hidden(tiny, more_facts) + made.delta
+    made.apply(tiny)
+    assert reference.relative(hidden(tiny, more_facts) - made.hidden, made.delta) < 1e-2
+    torch.testing.assert_close(
+        hidden(tiny, more_facts), wanted, rtol=0, atol=1e-2 * float(made.delta.norm(dim=1).max())
+    )
+
+
+@pytest.mark.parametrize("score", ["as", "wi", "rs", "random"])
+def test_other_neurons_do_not_change(tiny: Model, facts: list[Fact], score: Any):
+    base = {layer: tiny.weight(layer).clone() for layer in range(len(tiny.layers))}
+    made = quickly(tiny, facts, replace(QUICK, neurons=Neurons(score, 0.4)))
+    made.apply(tiny)
+    for layer, before in base.items():
+        inside = made.deltas[layer].neurons if layer in made.deltas else torch.tensor([], dtype=torch.long)
+        outside = torch.ones(tiny.d_ff, dtype=torch.bool).index_fill(0, inside, False)
+        assert torch.equal(tiny.weight(layer)[:, outside], before[:, outside])
+        if layer in made.deltas:
+            assert 0 < len(inside) < tiny.d_ff
+            assert (tiny.weight(layer)[:, inside] != before[:, inside]).any(dim=0).all()
+
+
+def test_an_edit_makes_the_target_likelier(tiny: Model):
+    facts = [Fact("I know {}", "Ada Lovelace", "Rome"), Fact("{}", "Victor Hugo", "Paris")]
+    before = [reference.likelihood(tiny, fact.question, fact.target)[0] for fact in facts]
+    quickly(tiny, facts, replace(ONE_LAYER, targets=PerFact(Adam(15, 0.3)), weights=WIDE)).apply(tiny)
+    after = [reference.likelihood(tiny, fact.question, fact.target)[0] for fact in facts]
+    assert all(new > old + 1 for old, new in zip(before, after, strict=True))
+
+
+def test_activations_are_the_sizes_of_keys(tiny: Model, facts: list[Fact]):
+    found = activations(tiny, facts, 1, 2)
+    assert sorted(found) == [1, 2]
+    for layer, score in found.items():
+        torch.testing.assert_close(score, keys(tiny, facts, layer).abs(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision_models(tiny: Model, facts: list[Fact], dtype: torch.dtype):
+    tiny.network.to(dtype)
+    before = bits(tiny)
+    made = quickly(tiny, facts, ONE_LAYER)
+    assert made.facts == facts
+    assert same(bits(tiny), before)
+    made.apply(tiny)
+    assert reference.relative(hidden(tiny, facts).float() - made.hidden, made.delta) < 0.2
+    made.revert(tiny)
+    assert same(bits(tiny), before)
+
+
+# --- sequences of batches
+
+
+def test_original_and_current_targets(tiny_llama: Model, facts: list[Fact]):
+    original = replace(ONE_LAYER, targets_from="original", neurons=Neurons("rs", 1.0))
+    current = replace(original, targets_from="current")
+    fresh = quickly(tiny_llama, facts[1:], original)
+    quickly(tiny_llama, facts[:1]).apply(tiny_llama)
+    edited = bits(tiny_llama)
+    later, now = quickly(tiny_llama, facts[1:], original), quickly(tiny_llama, facts[1:], current)
+    torch.testing.assert_close(later.delta, fresh.delta, rtol=1e-5, atol=1e-6)
+    assert reference.relative(now.delta, fresh.delta) > 1e-3
+    assert same(bits(tiny_llama), edited)
+
+
+def test_original_targets_are_states_of_the_original_model(tiny_llama: Model, facts: list[Fact]):
+    """z = h + delta, with both from the original weights (DESIGN.md: the paper's appendix C.4)."""
+    recipe = replace(ONE_LAYER, targets_from="original")
+    z = hidden(tiny_llama, facts[1:]) + quickly(tiny_llama, facts[1:], recipe).delta
+    quickly(tiny_llama, facts[:1]).apply(tiny_llama)
+    quickly(tiny_llama, facts[1:], recipe).apply(tiny_llama)
+    assert reference.relative(hidden(tiny_llama, facts[1:]), z) < 1e-2
+
+
+def test_sequence_applies_each_edit_and_keeps_history(tiny_llama: Model, more_facts: list[Fact]):
+    recipe = replace(ONE_LAYER, targets=PerFact(Adam(3)))
+    moment = statistics(tiny_llama, recipe)[2]
+    seen = torch.zeros_like(moment)
+    for number, made in enumerate(edit_in_sequence(tiny_llama, more_facts, recipe, batch_size=2)):
+        assert len(tiny_llama.overlay.stack) == number + 1
+        assert made.facts == more_facts[2 * number : 2 * number + 2]
+        with tiny_llama.overlay.suspended(tiny_llama):
+            key = keys(tiny_llama, made.facts, 2)  # the only edited layer's keys do not depend on it
+        wanted = reference.least_squares(moment + seen, key.T, made.deltas[2].left)
+        assert reference.relative(dense(made, 2, tiny_llama), torch.from_numpy(wanted)) < 1e-3
+        seen += key.double().T @ key.double()
+    assert number == 2
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_history_keeps_earlier_keys(tiny: Model, more_facts: list[Fact], kept: bool):
+    recipe = replace(ONE_LAYER, history=kept)
+    first, second = edit_in_sequence(tiny, more_facts, recipe, batch_size=3)
+    written = (dense(first, 2, tiny) @ first.keys[2].double().T).norm()
+    disturbed = (dense(second, 2, tiny) @ first.keys[2].double().T).norm()
+    assert bool(disturbed < 1e-2 * written) is kept
+
+
+def test_history_can_be_rebuilt_from_the_edits(tiny_llama: Model, more_facts: list[Fact]):
+    recipe = replace(QUICK, targets=PerFact(LogOdds(evaluations=3), warm=True))
+    whole = list(edit_in_sequence(tiny_llama, more_facts, recipe, batch_size=2))
+    again = make.build("llama")
+    for made in whole[:2]:
+        made.apply(again)
+    (resumed,) = edit_in_sequence(again, more_facts[4:], recipe, batch_size=2, earlier=whole[:2])
+    assert torch.equal(resumed.delta, whole[2].delta)
+    assert all(torch.equal(resumed.deltas[layer].right, whole[2].deltas[layer].right) for layer in (1, 2))
+    assert same(bits(again), bits(tiny_llama))
+
+
+def test_history_sums_the_keys_of_all_neurons(tiny_llama: Model, facts: list[Fact]):
+    recipe = replace(QUICK, neurons=Neurons("rs", 0.5))
+    edits = [quickly(tiny_llama, facts[:2], recipe), quickly(tiny_llama, facts[2:], recipe)]
+    history = History.of(tiny_llama, edits)
+    for layer in (1, 2):
+        wanted = sum(made.keys[layer].double().T @ made.keys[layer].double() for made in edits)
+        torch.testing.assert_close(history.moments[layer], wanted)
+
+
+# --- what is refused, and what is left out
+
+
+BAD = Fact("Paris is near {} and", "Kelva", "Rome")
+
+
+def poisoned(model: Model, spared: str) -> Model:
+    """A model in which `BAD` gives NaN, and the spared text does not."""
+    own = set(reference.token_ids(model, BAD.question)) - set(reference.token_ids(model, spared))
+    model.network.get_input_embeddings().weight.data[list(own)] = math.nan  # pyright: ignore
+    return model
+
+
+def test_facts_with_nan_are_left_out(
+    tiny_llama: Model, facts: list[Fact], tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    spared = "\n".join(f"{text}{fact} {fact.subject} is a" for text in BEFORE for fact in facts) + "\n"
+    (tmp_path / "corpus.txt").write_text(20 * spared, encoding="utf-8")
+    model, recipe = poisoned(tiny_llama, spared), replace(QUICK, corpus=str(tmp_path / "corpus.txt"))
+    alone, mixed = quickly(model, facts, recipe), quickly(model, [facts[0], BAD, *facts[1:]], recipe)
+    assert [entry.failed for entry in mixed.manifest.facts] == [False, True, False, False]
+    assert mixed.facts == facts
+    assert "Kelva" in caplog.text
+    assert reference.relative(dense(mixed, 2, model), dense(alone, 2, model)) < 1e-4
+    assert mixed.keys[1].shape[0] == len(mixed.delta) == 3
+
+
+def test_only_facts_with_nan(tiny_llama: Model):
+    with pytest.raises(UserError, match="NaN"):
+        quickly(poisoned(tiny_llama, " ".join(BEFORE)), [BAD])
+
+
+@pytest.mark.parametrize("layers", [(1, 3), (-1, 1), (9,), ()])
+def test_layers_that_cannot_be_edited(tiny_llama: Model, facts: list[Fact], layers: tuple[int, ...]):
+    with pytest.raises(UserError, match="layers"):
+        quickly(tiny_llama, facts, replace(QUICK, layers=layers))
+
+
+def test_contradictions_are_refused(tiny_llama: Model, facts: list[Fact]):
+    other = replace(facts[0], target="Oslo")
+    with pytest.raises(UserError, match="contradict"):
+        quickly(tiny_llama, [*facts, other])
+    with pytest.raises(UserError, match="contradict"):
+        next(edit_in_sequence(tiny_llama, [*facts, other], QUICK, batch_size=1))
+
+
+def test_no_facts_are_refused(tiny_llama: Model):
+    with pytest.raises(UserError):
+        quickly(tiny_llama, [])
+
+
+def test_unknown_methods_are_refused(tiny_llama: Model, facts: list[Fact]):
+    with pytest.raises(UserError, match="no method"):
+        edit(tiny_llama, facts, "magic")

@@ -1,0 +1,175 @@
+"""Calling layers again: replays, frozen pasts and tails give what the whole model gives."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import reference
+import tiny as make
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from ece.models import Model
+from ece.models.replay import keys_captured, padded, record
+from ece.models.tails import SharedPrefixes, Tails
+
+VOCABULARY = 300
+SEQUENCE = st.lists(st.integers(0, VOCABULARY - 1), min_size=1, max_size=9)
+ids_of = torch.tensor
+
+several = settings(
+    max_examples=12,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],  # the model is not changed
+)
+
+
+@st.composite
+def cut_sequences(draw: st.DrawFn) -> tuple[list[list[int]], list[list[int]], list[int]]:
+    """Prefixes (maybe empty), sequences that may begin with one of them, and a cut in each."""
+    prefixes = draw(st.lists(st.lists(st.integers(0, VOCABULARY - 1), max_size=5), min_size=1, max_size=3))
+    starts = draw(st.lists(st.sampled_from([[], *prefixes]), min_size=1, max_size=4))
+    sequences = [start + draw(SEQUENCE) for start in starts]
+    cuts = [draw(st.integers(0, len(row) - 1)) for row in sequences]
+    return prefixes, sequences, cuts
+
+
+def assert_tails_equal_the_model(model: Model, layer: int, drawn: Any, seed: int) -> None:
+    prefixes, sequences, cuts = drawn
+    change = torch.randn(len(sequences), model.d_model, generator=torch.Generator().manual_seed(seed))
+    tails = Tails.cut(model, layer, sequences, cuts, SharedPrefixes.compute(model, prefixes))
+    with torch.no_grad():
+        found = tails.run(change)
+        for row, (sequence, cut) in enumerate(zip(sequences, cuts, strict=True)):
+            whole = reference.run_hooked(model, sequence, layer, cut, change[row])
+            length = len(sequence) - cut
+            torch.testing.assert_close(found[row, :length], whole["last"][cut:], rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(tails.hidden[row, 0], whole["hidden"], rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(model.logits(found[row, :length]), whole["logits"][cut:], rtol=1e-4, atol=1e-3)
+
+
+@several
+@given(drawn=cut_sequences(), layer=st.integers(0, 2), seed=st.integers(0, 99))
+def test_tails_equal_the_whole_model(tiny: Model, drawn: Any, layer: int, seed: int):
+    assert_tails_equal_the_model(tiny, layer, drawn, seed)
+
+
+@pytest.mark.parametrize("kind", ["mistral", "qwen2", "qwen3"])
+def test_tails_for_the_other_types_of_the_llama_family(kind: str):
+    drawn = ([[1, 2, 3], [1, 2]], [[1, 2, 3, 4, 5, 6], [1, 2, 9], [7, 8, 9, 10]], [4, 2, 0])
+    assert_tails_equal_the_model(make.build(kind), 1, drawn, 0)
+
+
+def test_a_change_reaches_what_follows(tiny: Model):
+    tails = Tails.cut(tiny, 1, [[5, 6, 7, 8]], [1], SharedPrefixes.compute(tiny, [[5]]))
+    with torch.no_grad():
+        moved = (tails.run(torch.randn(1, tiny.d_model)) - tails.run(torch.zeros(1, tiny.d_model))).norm(dim=-1)
+    assert (moved > 1e-2).all()
+
+
+def test_select_keeps_the_rows_asked_for(tiny: Model):
+    sequences, cuts = [[1, 2, 3, 4], [9, 8, 7], [1, 2, 5, 6, 7, 8], [4]], [2, 1, 3, 0]
+    tails = Tails.cut(tiny, 1, sequences, cuts, SharedPrefixes.compute(tiny, [[1, 2], []]))
+    change = torch.randn(4, tiny.d_model)
+    rows = ids_of([0, 2, 3])
+    with torch.no_grad():
+        whole, part = tails.run(change), tails.select(rows).run(change[rows])
+        torch.testing.assert_close(part, whole[rows], rtol=1e-4, atol=1e-5)
+        again = tails.select(rows).select(ids_of([1])).run(change[[2]])
+    torch.testing.assert_close(again, whole[[2]], rtol=1e-4, atol=1e-5)
+
+
+def test_gradients_flow_to_the_change_only(tiny: Model):
+    tails = Tails.cut(tiny, 1, [[5, 6, 7, 8]], [1], SharedPrefixes.compute(tiny, [[]]))
+    change = torch.zeros(1, tiny.d_model, requires_grad=True)
+    tails.run(change).sum().backward()
+    assert change.grad is not None
+    assert change.grad.norm() > 0
+    assert all(parameter.grad is None for parameter in tiny.network.parameters())
+
+
+def test_run_in_parts_equals_run_at_once(tiny: Model):
+    ids, visible = padded([[3, 4, 5], [6, 7]], tiny.device)
+    replay = record(tiny, ids, visible)
+    last = len(tiny.layers)
+    with torch.no_grad():
+        parts = replay.run(replay.run(replay.embedded, 0, 2), 2, last)
+        torch.testing.assert_close(parts, replay.run(replay.embedded, 0, last))
+        torch.testing.assert_close(
+            tiny.logits(parts[1, :2]), tiny.network(ids_of([[6, 7]])).logits[0], rtol=1e-4, atol=1e-4
+        )
+
+
+def fingerprint_of_hooks(model: Model) -> list[Any]:
+    return [("forward" in layer.__dict__, len(layer._forward_hooks), layer.training) for layer in model.layers]
+
+
+def test_record_leaves_the_model_as_it_was(tiny: Model):
+    ids = ids_of([[3, 4, 5, 6]])
+    hooks, weights = fingerprint_of_hooks(tiny), [p.clone() for p in tiny.network.parameters()]
+    wanted = tiny.network(ids).logits
+    record(tiny, ids, torch.ones_like(ids, dtype=torch.bool))
+    assert fingerprint_of_hooks(tiny) == hooks
+    assert not any(forward for forward, _, _ in hooks)
+    assert torch.equal(tiny.network(ids).logits, wanted)
+    assert all(torch.equal(a, b) for a, b in zip(weights, tiny.network.parameters(), strict=True))
+
+
+def test_record_restores_forward_when_the_model_fails(tiny: Model):
+    with pytest.raises(IndexError):
+        record(tiny, ids_of([[10**6]]), torch.ones(1, 1, dtype=torch.bool))
+    assert not any(forward for forward, _, _ in fingerprint_of_hooks(tiny))
+
+
+def test_record_restores_a_forward_that_was_wrapped(tiny: Model):
+    """Accelerate puts its own `forward` on each layer's instance."""
+
+    def wrapped(*arguments: Any, **options: Any) -> Any:
+        return type(layer).forward(layer, *arguments, **options)
+
+    layer = tiny.layers[1]
+    layer.forward = wrapped
+    record(tiny, ids_of([[3, 4]]), torch.ones(1, 2, dtype=torch.bool))
+    assert layer.__dict__["forward"] is wrapped
+    assert "forward" not in tiny.layers[0].__dict__
+
+
+def test_keys_are_what_enters_the_output_matrix(tiny: Model):
+    ids = ids_of([[3, 4, 5]])
+    with torch.no_grad(), keys_captured(tiny, [1, 2]) as keys:
+        replay = record(tiny, ids, torch.ones_like(ids, dtype=torch.bool))
+        replay.run(replay.embedded, 0, 3)
+    assert sorted(keys) == [1, 2]
+    assert keys[1].shape == (1, 3, tiny.d_ff)
+    outputs: list[Tensor] = []
+    handle = tiny.ffn_output(1).register_forward_hook(lambda *seen: outputs.append(seen[2]))
+    tiny.network(ids)
+    handle.remove()
+    bias = getattr(tiny.ffn_output(1), "bias", None)
+    value = keys[1] @ tiny.weight(1).T + (bias if bias is not None else 0)
+    torch.testing.assert_close(value, outputs[0], rtol=1e-4, atol=1e-5)
+
+
+def test_key_hooks_are_removed_when_the_block_fails(tiny: Model):
+    with pytest.raises(KeyError), keys_captured(tiny, [1]):
+        raise KeyError
+    module: nn.Module = tiny.ffn_output(1)
+    assert not module._forward_pre_hooks
+
+
+def test_padded():
+    ids, visible = padded([[1, 2, 3], [], [4]], torch.device("cpu"))
+    assert visible.tolist() == [[True] * 3, [False] * 3, [True, False, False]]
+    assert ids[visible].tolist() == [1, 2, 3, 4]
+
+
+def test_longest_prefix():
+    prefixes = SharedPrefixes([[], [1, 2, 3], [1, 9]], None)  # pyright: ignore[reportArgumentType]
+    assert prefixes.longest([1, 2, 3, 4], 4) == (1, 3)
+    assert prefixes.longest([1, 2, 3, 4], 2)[1] == 2
+    assert prefixes.longest([1, 9, 9], 3) == (2, 2)
+    assert prefixes.longest([5], 1)[1] == 0

@@ -1,0 +1,323 @@
+"""The search for targets: the fast path gives what plain searches through the whole model give."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import cast
+
+import pytest
+import reference
+import torch
+from torch import Tensor
+
+from ece.facts import Fact
+from ece.methods import engine
+from ece.methods.recipe import PerFact, Recipe, TwoStep
+from ece.models import Model
+from ece.models.tails import SharedPrefixes
+from ece.targets.descent import Adam, LogOdds, Solved
+from ece.targets.loss import TargetLoss, Value, Weights
+from ece.targets.views import Views
+from ece.targets.warm import WarmStart
+
+LAYER = 1
+WIDE = Weights(clamp=3)
+QUICK = [Fact("I know {}", "Ada Lovelace", "Rome"), Fact("{}", "Victor Hugo", "Paris")]
+"""A random model learns these soon: their subjects' last tokens predict the targets."""
+
+
+def recipe(targets: PerFact | TwoStep, weights: Weights = WIDE) -> Recipe:
+    return Recipe("test", "", "", targets, layers=(0, LAYER), weights=weights)
+
+
+def searched(
+    model: Model, facts: Sequence[Fact], targets: PerFact | TwoStep, before: Sequence[str], weights: Weights = WIDE
+) -> Solved:
+    return engine.search(model, facts, recipe(targets, weights), WarmStart(), before)[0]
+
+
+def prepared(model: Model, facts: Sequence[Fact], before: Sequence[str], weights: Weights | None = None) -> TargetLoss:
+    prefixes = SharedPrefixes.compute(model, [reference.token_ids(model, text.rstrip()) for text in before])
+    return TargetLoss.prepare(model, facts, LAYER, before, prefixes, weights or Weights())
+
+
+def plain(model: Model, fact: Fact, before: Sequence[str], clamp: float = 3) -> reference.PlainLoss:
+    return reference.PlainLoss(model, fact, LAYER, before, clamp=clamp)
+
+
+@pytest.mark.parametrize("length", [0.0, 0.4])
+def test_loss_and_gradient_equal_the_plain_ones(tiny: Model, more_facts: list[Fact], before: list[str], length: float):
+    loss = prepared(tiny, more_facts, before)
+    delta = torch.randn(loss.hidden.shape, generator=torch.Generator().manual_seed(1))
+    delta = length * loss.hidden.norm(dim=1, keepdim=True) * delta / delta.norm(dim=1, keepdim=True)
+    value = loss(delta)
+    for i, fact in enumerate(more_facts):
+        slow = plain(tiny, fact, before)
+        variable = delta[i].clone().requires_grad_()
+        nll, total = slow(variable)
+        (gradient,) = torch.autograd.grad(total, variable)
+        torch.testing.assert_close(loss.hidden[i], slow.hidden, rtol=1e-5, atol=1e-5)
+        assert value.nll[i].item() == pytest.approx(nll.item(), rel=1e-4)
+        assert value.total[i].item() == pytest.approx(total.item(), rel=1e-4)
+        assert reference.relative(value.gradient[i], gradient) < 1e-4
+
+
+@pytest.mark.parametrize(("stop", "clamp"), [(None, 0.75), (1.0, 3)])
+def test_adam_equals_the_plain_search(
+    tiny: Model, facts: list[Fact], before: list[str], stop: float | None, clamp: float
+):
+    some = [*QUICK, facts[2]]
+    solved = searched(tiny, some, PerFact(Adam(25, 0.5, stop)), before[:2], Weights(clamp=clamp))
+    for i, fact in enumerate(some):
+        delta, evaluations = reference.adam_search(plain(tiny, fact, before[:2], clamp), 25, 0.5, stop)
+        assert reference.relative(solved.delta[i], delta) < 1e-4
+        assert solved.evaluations[i] == evaluations
+    assert solved.evaluations[2] == 25
+    assert bool(solved.evaluations[:2].min() < 25) == (stop is not None)
+    assert not solved.failed.any()
+
+
+def test_log_odds_equals_the_plain_search(tiny: Model, facts: list[Fact], before: list[str]):
+    some = [*QUICK, facts[0]]
+    solved = searched(tiny, some, PerFact(LogOdds()), before[:2])
+    for i, fact in enumerate(some):
+        delta, evaluations = reference.log_odds_search(plain(tiny, fact, before[:2]))
+        assert reference.relative(solved.delta[i], delta) < 1e-3
+        assert solved.evaluations[i] == evaluations
+    assert solved.evaluations[0] < 25 == solved.evaluations[2]
+
+
+def test_log_odds_can_stop_without_a_last_step(tiny_llama: Model, before: list[str]):
+    solved = searched(tiny_llama, QUICK, PerFact(LogOdds(stop_below=0.5, last_below=0)), before[:2])
+    for i, fact in enumerate(QUICK):
+        slow = plain(tiny_llama, fact, before[:2])
+        delta, evaluations = reference.log_odds_search(slow, stop_below=0.5, last_below=0)
+        assert reference.relative(solved.delta[i], delta) < 1e-3
+        assert solved.evaluations[i] == evaluations < 25
+        assert solved.nll[i] < 0.5
+        assert solved.nll[i].item() == pytest.approx(slow(delta)[0].item(), rel=1e-3)  # of the delta it ends with
+
+
+def test_two_steps_equal_composed_plain_searches(tiny: Model, more_facts: list[Fact], before: list[str]):
+    choice = TwoStep(by="relation", shared=Adam(6, 0.5), own=Adam(3, 0.5))
+    solved, clusters = engine.search(tiny, more_facts, recipe(choice), WarmStart(), before[:2])
+    assert clusters is not None
+    assert clusters.of_fact.tolist() == [0, 1, 2, 0, 1]
+    slow = [plain(tiny, fact, before[:2]) for fact in more_facts]
+    for i in range(len(more_facts)):
+        anchor = int(clusters.anchors[clusters.of_fact[i]])
+        shared, _ = reference.adam_search(slow[anchor], 6, 0.5)
+        own, _ = reference.adam_search(slow[i], 3, 0.5, start=shared)
+        assert reference.relative(solved.delta[i], own) < 1e-4
+        assert solved.evaluations[i] == (9 if i == anchor else 3)
+
+
+def test_own_steps_from_zero(tiny_llama: Model, facts: list[Fact], before: list[str]):
+    choice = TwoStep(by="none", shared=Adam(6, 0.5), own=Adam(3, 0.5), start="zero")
+    solved = searched(tiny_llama, facts, choice, before[:2])
+    alone = searched(tiny_llama, facts, PerFact(Adam(3, 0.5)), before[:2])
+    torch.testing.assert_close(solved.delta, alone.delta)
+
+
+@pytest.mark.parametrize("descent", [Adam(8, 0.5, stop_below=0.5), LogOdds(evaluations=8)])
+def test_facts_together_give_the_same_as_alone(
+    tiny: Model, more_facts: list[Fact], before: list[str], descent: Adam | LogOdds
+):
+    together = searched(tiny, more_facts, PerFact(descent), before)
+    for i, fact in enumerate(more_facts):
+        alone = searched(tiny, [fact], PerFact(descent), before)
+        assert reference.relative(together.delta[i], alone.delta[0]) < 1e-4
+        assert together.evaluations[i] == alone.evaluations[0]
+        assert together.nll[i].item() == pytest.approx(alone.nll[0].item(), rel=1e-3)
+
+
+def test_many_small_passes_give_the_same_as_one(
+    tiny_llama: Model, more_facts: list[Fact], before: list[str], monkeypatch: pytest.MonkeyPatch
+):
+    choice = PerFact(Adam(5, 0.5))
+    once = searched(tiny_llama, more_facts, choice, before)
+    monkeypatch.setattr(engine, "PASS_TOKENS", {"cpu": 1, "other": 1})
+    assert reference.relative(searched(tiny_llama, more_facts, choice, before).delta, once.delta) < 1e-5
+
+
+def assert_same(found: Value, wanted: Value, facts: Tensor) -> None:
+    for name in ("nll", "total", "gradient"):
+        torch.testing.assert_close(getattr(found, name), getattr(wanted, name)[facts], rtol=1e-4, atol=1e-5)
+
+
+def test_select_renumbers_facts(tiny_llama: Model, more_facts: list[Fact], before: list[str]):
+    loss = prepared(tiny_llama, more_facts, before)
+    delta = torch.randn(loss.hidden.shape)
+    whole = loss(delta)
+    some = torch.tensor([0, 3, 4])
+    assert_same(loss.select(some)(delta[some]), whole, some)
+    assert_same(loss.select(some).select(torch.tensor([1]))(delta[[3]]), whole, torch.tensor([3]))
+
+
+def test_select_in_another_order(tiny_llama: Model, more_facts: list[Fact], before: list[str]):
+    loss = prepared(tiny_llama, more_facts, before)
+    delta = torch.randn(loss.hidden.shape)
+    order = torch.tensor([3, 0, 4])
+    assert_same(loss.select(order)(delta[order]), loss(delta), order)
+
+
+def test_terms_can_be_switched_off(tiny_llama: Model, facts: list[Fact], before: list[str]):
+    delta = torch.randn(len(facts), tiny_llama.d_model)
+    value = prepared(tiny_llama, facts, before, Weights(kl=0, decay=0))(delta)
+    assert torch.equal(value.nll, value.total)
+    full = prepared(tiny_llama, facts, before)(delta)
+    assert (full.total > full.nll).all()
+
+
+def test_delta_stays_inside_the_ball(tiny: Model, facts: list[Fact], before: list[str]):
+    loss = prepared(tiny, facts, before[:1], Weights(clamp=0.1))
+    radius = 0.1 * loss.hidden.norm(dim=1)
+    far = loss.project(10 * loss.hidden)
+    torch.testing.assert_close(far.norm(dim=1), radius)
+    torch.testing.assert_close(torch.nn.functional.cosine_similarity(far, loss.hidden), torch.ones(3))
+    assert torch.equal(loss.project(0.01 * loss.hidden), 0.01 * loss.hidden)
+    for descent in (Adam(4, 0.5), LogOdds()):
+        assert (descent(loss, torch.zeros_like(loss.hidden)).delta.norm(dim=1) <= radius * (1 + 1e-5)).all()
+
+
+def test_search_lowers_the_loss(tiny: Model, more_facts: list[Fact], before: list[str]):
+    loss = prepared(tiny, more_facts, before)
+    zero = torch.zeros_like(loss.hidden)
+    for descent in (Adam(15, 0.1), LogOdds()):
+        assert (loss(descent(loss, zero).delta).nll < loss(zero).nll).all()
+
+
+BAD = Fact("Paris is near {} and", "Kelva", "Rome", "bad")
+
+
+def poisoned(model: Model, facts: Sequence[Fact], before: Sequence[str]) -> Model:
+    """A model in which `BAD` gives NaN and the other facts do not."""
+    texts = [f"{text}{fact} {fact.subject} is a" for text in before for fact in facts]
+    elsewhere = {token for text in texts for token in reference.token_ids(model, text)}
+    own = set(reference.token_ids(model, BAD.subject)) & set(reference.token_ids(model, f"{BAD.subject} is a"))
+    model.network.get_input_embeddings().weight.data[list(own - elsewhere)] = math.nan  # pyright: ignore
+    return model
+
+
+@pytest.mark.parametrize(
+    "targets",
+    [PerFact(Adam(6, 0.5)), PerFact(Adam(6, 0.5, 0.5)), PerFact(LogOdds(evaluations=6)), TwoStep(by="relation")],
+    ids=["adam", "adam with stop", "log-odds", "two steps"],
+)
+def test_facts_with_nan_are_given_up_and_the_rest_are_as_without_them(
+    tiny_llama: Model, more_facts: list[Fact], before: list[str], targets: PerFact | TwoStep
+):
+    model = poisoned(tiny_llama, more_facts, before)
+    mixed = [more_facts[0], BAD, *more_facts[1:]]
+    solved, wanted = searched(model, mixed, targets, before), searched(model, more_facts, targets, before)
+    assert solved.failed.tolist() == [False, True, False, False, False, False]
+    assert (solved.delta[1] == 0).all()
+    rest = [0, 2, 3, 4, 5]
+    assert reference.relative(solved.delta[rest], wanted.delta) < 1e-5
+    assert torch.equal(solved.evaluations[rest], wanted.evaluations)
+
+
+def test_only_bad_facts(tiny_llama: Model, before: list[str]):
+    solved = searched(poisoned(tiny_llama, [], before), [BAD], PerFact(Adam(4)), before)
+    assert solved.failed.tolist() == [True]
+    assert solved.delta.abs().sum() == 0
+
+
+@dataclasses.dataclass
+class Bowl:
+    """A loss with the ways of `TargetLoss`: the squared distance to 3, NaN for some facts after some evaluations."""
+
+    facts: Tensor
+    nan_from: dict[int, int]
+    evaluated: list[int] = dataclasses.field(default_factory=lambda: [0])
+
+    @property
+    def hidden(self) -> Tensor:
+        return torch.full((len(self.facts), 2), 10.0)
+
+    def __len__(self) -> int:
+        return len(self.facts)
+
+    def __call__(self, delta: Tensor) -> Value:
+        self.evaluated[0] += 1
+        nll = (delta - 3).pow(2).sum(1) / 10
+        for i, fact in enumerate(self.facts.tolist()):
+            if self.evaluated[0] >= self.nan_from.get(fact, 99):
+                nll[i] = math.nan
+        return Value(nll, nll, (delta - 3) / 5)
+
+    def select(self, facts: Tensor) -> Bowl:
+        return Bowl(self.facts[facts], self.nan_from, self.evaluated)
+
+    def project(self, delta: Tensor) -> Tensor:
+        return delta
+
+
+@pytest.mark.parametrize("descent", [Adam(8, 0.5, 0.1), Adam(8, 0.5), LogOdds(evaluations=8)])
+def test_a_fact_that_fails_in_the_middle_disturbs_no_other(descent: Adam | LogOdds):
+    start = torch.tensor([[0.0, 0], [-9, -7], [-2, 0], [2.5, 2]])
+
+    def run(facts: list[int], nan_from: dict[int, int]) -> Solved:
+        loss = cast(TargetLoss, Bowl(torch.tensor(facts), nan_from))
+        return descent(loss, start[facts])
+
+    solved, wanted = run([0, 1, 2, 3], {1: 2, 2: 1}), run([0, 3], {})
+    assert solved.failed.tolist() == [False, True, True, False]
+    assert solved.delta[[1, 2]].abs().sum() == 0
+    assert torch.equal(solved.delta[[0, 3]], wanted.delta)
+    assert torch.equal(solved.evaluations[[0, 3]], wanted.evaluations)
+
+
+def test_warm_start_learns_directions():
+    generator = torch.Generator().manual_seed(0)
+    rotation = torch.linalg.qr(torch.randn(8, 8, generator=generator))[0]
+    embeddings, hidden = torch.randn(60, 8, generator=generator), torch.ones(60, 8)
+    warm = WarmStart(length=0.3, ridge=1e-4, enough=20)
+    warm.learn(embeddings[:10], embeddings[:10] @ rotation)
+    assert (warm(embeddings, hidden) == 0).all()  # too few yet
+    warm.learn(embeddings[10:40], 5 * embeddings[10:40] @ rotation)
+    start = warm(embeddings[40:], hidden[40:])
+    torch.testing.assert_close(start.norm(dim=1), 0.3 * hidden[40:].norm(dim=1))
+    assert torch.nn.functional.cosine_similarity(start, embeddings[40:] @ rotation).min() > 0.9
+
+
+def test_warm_start_ignores_failed_facts():
+    embeddings = torch.randn(30, 8)
+    delta = torch.randn(30, 8)
+    delta[::3] = 0
+    with_failed, without = WarmStart(enough=5), WarmStart(enough=5)
+    with_failed.learn(embeddings, delta)
+    without.learn(embeddings[delta.norm(dim=1) > 0], delta[delta.norm(dim=1) > 0])
+    start = with_failed(embeddings, torch.ones(30, 8))
+    assert start.isfinite().all()
+    assert torch.equal(start, without(embeddings, torch.ones(30, 8)))
+
+
+def test_views_see_their_own_contexts_in_turn(tiny_llama: Model, facts: list[Fact], before: list[str]):
+    def prepare(some: Sequence[Fact], seen: Sequence[str]) -> TargetLoss:
+        return prepared(tiny_llama, some, seen, WIDE)
+
+    loss = Views(prepare, facts, before, 2)
+    delta = torch.randn(loss.hidden.shape, generator=torch.Generator().manual_seed(2))
+    parts = [[before[0], before[2]], [before[1]]]
+    for turn in range(3):
+        value = loss(delta)
+        for i, fact in enumerate(facts):
+            nll, total = plain(tiny_llama, fact, parts[turn % 2])(delta[i])
+            assert value.nll[i].item() == pytest.approx(nll.item(), rel=1e-4)
+            assert value.total[i].item() == pytest.approx(total.item(), rel=1e-4)
+
+
+def test_views_of_some_facts(tiny_llama: Model, facts: list[Fact], before: list[str]):
+    def prepare(some: Sequence[Fact], seen: Sequence[str]) -> TargetLoss:
+        return prepared(tiny_llama, some, seen)
+
+    loss, all_facts = Views(prepare, facts, before, 3), torch.arange(3)
+    delta, some = torch.randn(loss.hidden.shape), torch.tensor([0, 2])
+    loss(delta)
+    selected = loss.select(some)  # its second view has not been prepared
+    assert len(selected) == 2
+    assert_same(selected(delta[some]), loss(delta), some)
+    assert_same(loss.select(all_facts)(delta), loss(delta), all_facts)
