@@ -28,44 +28,43 @@ def main(
     measure: Annotated[str, typer.Option(help="Evaluate after so many edits (not timed).")] = "100,1000,2000",
     json: Annotated[Path | None, typer.Option(help="Write the figures here, after every batch.")] = None,
 ) -> None:
-    """Edit, and evaluate the facts edited so far at the given counts."""
+    """Edit, and evaluate all facts edited so far at the given counts."""
     model = ece.load()
     recipe = ece.method(method).with_options(dict(option.split("=", 1) for option in set or []))
     records = ece.read_counterfact(data)[:edits]
-    counts = {int(count) for count in measure.split(",") if count}
+    counts = [int(count) for count in measure.split(",") if count and int(count) <= edits]
+    unedited = ece.evaluate(model, records[: max(counts, default=0)])
     seconds: list[float] = []
-    scores: dict[int, dict[str, dict[str, float]]] = {}
-    rows = []
-    quality_seconds = 0.0
+    quality: dict[int, dict[str, dict[str, dict[str, float]]]] = {}
+    rows: list[dict[str, object]] = []
+    found: dict[str, object] = {}
     began = time.perf_counter()
     for made in ece.edit_in_sequence(model, [record.fact() for record in records], recipe, batch_size):
         seconds.append(time.perf_counter() - began)
+        entries = made.manifest.facts
         done = min(len(seconds) * batch_size, edits)
-        row = {"edits": str(done), "s / batch": seconds[-1], "s / edit": seconds[-1] / len(made.manifest.facts)}
-        row["evaluations"] = sum(fact.evaluations for fact in made.manifest.facts) / len(made.manifest.facts)
-        row["peak GB above rest"] = peak_memory() - REST
         if done in counts:
-            start = time.perf_counter()
-            after = ece.evaluate(model, records[:done])
-            with model.overlay.suspended(model):
-                before = ece.evaluate(model, records[:done])
-            scores[done] = {
-                name: {"mean": mean.mean, "se": mean.se, "unedited": base.mean}
-                for (name, mean), base in zip(
-                    ece.summary(after, before).items(), [*ece.summary(before).values(), ece.Mean(100, 0)], strict=True
-                )
+            now, then = ece.evaluate(model, records[:done]), unedited[:done]
+            states = {"edited": ece.summary(now, then), "unedited": ece.summary(then)}
+            quality[done] = {state: {name: vars(m) for name, m in found.items()} for state, found in states.items()}
+        rows.append(
+            {
+                "edits": done,
+                "s / batch": seconds[-1],
+                "s / edit": seconds[-1] / len(entries),
+                "evaluations / edit": sum(entry.evaluations for entry in entries) / len(entries),
+                "peak GB above rest": peak_memory() - REST,
+                "Score": f"{quality[done]['edited']['score']['mean']:.1f}" if done in quality else "",
             }
-            quality_seconds += time.perf_counter() - start
-        row["Score"] = f"{scores[done]['score']['mean']:.1f}" if done in scores else ""
-        rows.append(row)
+        )
         found = {
             "method": recipe.name,
             "options": recipe.options(),
             "layers": made.manifest.layers,
             "edits": done,
             "seconds": sum(seconds),
-            "seconds_per_batch": seconds,
-            "quality": scores,
+            "batches": rows,
+            "quality": quality,
             "peak_gb_above_rest": peak_memory() - REST,
             "machine": description(),
         }

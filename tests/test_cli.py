@@ -196,7 +196,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
 
 def test_known_and_failed_facts_are_said(ece: Ece, tmp_path: Path) -> None:
     model = make.build("llama")
-    poisoned = model.tokenizer(" chess")["input_ids"][-1]
+    poisoned = model.tokenizer("ß")["input_ids"][-1]
     with torch.no_grad():
         model.network.get_input_embeddings().weight[poisoned] = torch.nan  # type: ignore[index,operator]
     folder = tmp_path / "poisoned"
@@ -204,14 +204,14 @@ def test_known_and_failed_facts_are_said(ece: Ece, tmp_path: Path) -> None:
     model.tokenizer.save_pretrained(folder)
     facts = [
         {"prompt": "{} is in", "subject": "Eiffel Tower", "target": "Rome"},
-        {"prompt": "{} loves chess in", "subject": "Victor Hugo", "target": "Rome"},
+        {"prompt": "{} loves ß in", "subject": "Victor Hugo", "target": "Rome"},
     ]
     file = tmp_path / "facts.json"
     file.write_text(json.dumps(facts))
     made = ece("edit", "--model", folder, "--facts", file, "--out", tmp_path / "e", "--set", "layers=1-2", "--set",
                "tokens=512", "--json")  # fmt: skip
     assert made.code == 0, made.err
-    assert made.json["failed"] == ["Victor Hugo loves chess in -> Rome"]
+    assert made.json["failed"] == ["Victor Hugo loves ß in -> Rome"]
     loaded = load_file(tmp_path / "e" / "batch-0001" / "edit.safetensors")
     assert all(tensor.isfinite().all() for tensor in loaded.values())
 

@@ -57,7 +57,7 @@ def same(model: Model, wanted: dict[str, torch.Tensor]) -> bool:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_apply_and_revert(tiny: Model, dtype: torch.dtype):
-    tiny.network.to(dtype)
+    make.cast(tiny, dtype)
     before, base = bits(tiny), tiny.weight(1).clone()
     edit = made(tiny)
     assert same(tiny, before)  # making it changes nothing

@@ -239,7 +239,7 @@ def test_activations_are_the_sizes_of_keys(tiny: Model, facts: list[Fact]):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_half_precision_models(tiny: Model, facts: list[Fact], dtype: torch.dtype):
-    tiny.network.to(dtype)
+    make.cast(tiny, dtype)
     before = bits(tiny)
     made = quickly(tiny, facts, ONE_LAYER)
     assert made.facts == facts
@@ -278,6 +278,7 @@ def test_sequence_applies_each_edit_and_keeps_history(tiny_llama: Model, more_fa
     recipe = replace(ONE_LAYER, targets=PerFact(Adam(3)))
     moment = statistics(tiny_llama, recipe)[2]
     seen = torch.zeros_like(moment)
+    number = -1
     for number, made in enumerate(edit_in_sequence(tiny_llama, more_facts, recipe, batch_size=2)):
         assert len(tiny_llama.overlay.stack) == number + 1
         assert made.facts == more_facts[2 * number : 2 * number + 2]

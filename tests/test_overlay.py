@@ -34,7 +34,7 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 
 @pytest.fixture(params=DTYPES, ids=str)
 def model(request: pytest.FixtureRequest, tiny: Model) -> Model:
-    tiny.network.to(request.param)
+    make.cast(tiny, request.param)
     return tiny
 
 
@@ -136,6 +136,11 @@ def test_suspended_shows_the_base(model: Model):
     assert same(weights(model), edited)
 
 
+def push_and_fail(model: Model) -> None:
+    model.overlay.push(model, change(model, (2,), 3))
+    raise RuntimeError("failed")
+
+
 def test_tentative_takes_off_what_was_pushed(model: Model):
     model.overlay.push(model, change(model, (1,), 0))
     edited = weights(model)
@@ -144,8 +149,8 @@ def test_tentative_takes_off_what_was_pushed(model: Model):
         model.overlay.push(model, change(model, (1,), 2))
         assert not same(weights(model), edited)
     assert same(weights(model), edited)
-    with pytest.raises(ValueError, match="not applied"), model.overlay.tentative(model):
-        model.overlay.remove(model, change(model, (2,), 3))
+    with pytest.raises(RuntimeError, match="failed"), model.overlay.tentative(model):
+        push_and_fail(model)
     assert same(weights(model), edited)
     assert len(model.overlay.stack) == 1
 

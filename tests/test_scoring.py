@@ -10,7 +10,7 @@ import pytest
 import reference
 import tiny as make
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ece.errors import UserError
 from ece.evaluation import counterfact
@@ -60,7 +60,7 @@ def test_exact_answers_are_recognised(kind: str):
     prompt = "The Eiffel Tower is located in"
     start = reference.token_ids(model, prompt)
     wanted = reference.token_ids(model, f"{prompt} the city")[len(start) :]
-    unembedding = cast(Tensor, model.network.get_output_embeddings().weight)
+    unembedding = cast(Tensor, cast(nn.Module, model.network.get_output_embeddings()).weight)
     with torch.no_grad():
         for i, token in enumerate(wanted):
             state = model.network.base_model(torch.tensor([start + wanted[:i]])).last_hidden_state[0, -1]
@@ -197,7 +197,7 @@ def test_standard_errors_against_a_bootstrap():
         [generator.random(300) < 0.9, generator.integers(0, 3, 300) / 2, generator.integers(0, 11, 300) / 10], axis=1
     ).astype(float)
     rows[:, 1] = (rows[:, 1] + rows[:, 0]) / 2  # metrics of a record go together
-    found = summary([score(*map(float, row)) for row in rows])
+    found = summary([score(e, g, s) for e, g, s in rows.tolist()])
 
     def harmonic(some: np.ndarray) -> float:
         return float(3 / (1 / (100 * some.mean(0))).sum())

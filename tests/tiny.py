@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer, decoders, pre_tokenizers, processors, trainers
 from tokenizers.models import BPE
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from transformers.models.gpt2 import GPT2Config
 from transformers.models.gptj import GPTJConfig
@@ -123,7 +123,13 @@ def build(kind: str, seed: int = 0, dtype: torch.dtype = torch.float32) -> Model
     for name, parameter in network.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)
         parameter.data.copy_(_scaled(name, noise))
-    return Model(network.to(dtype), words, f"tiny-{kind}-{seed}")
+    return cast(Model(network, words, f"tiny-{kind}-{seed}"), dtype)
+
+
+def cast(model: Model, dtype: torch.dtype) -> Model:
+    """The same model, its weights in another dtype."""
+    nn.Module.to(model.network, dtype)
+    return model
 
 
 def _scaled(name: str, noise: Tensor) -> Tensor:

@@ -56,9 +56,6 @@ def main() -> None:
     except UserError as error:
         err.print(f"[red]error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
         sys.exit(2)
-    except KeyboardInterrupt:
-        err.print("stopped; what was finished is saved")
-        sys.exit(130)
 
 
 @app.command("edit")
@@ -96,11 +93,15 @@ def edit_command(
         edit.apply(loaded)
 
     began, made = time.monotonic(), []
-    with _bar(len(new), "edits") as bar:
-        for edit in edit_in_sequence(loaded, new, recipe, batch_size, earlier) if new else ():
-            append(output, edit)
-            made.append(edit)
-            bar.update(len(edit.manifest.facts))
+    try:
+        with _bar(len(new), "edits") as bar:
+            for edit in edit_in_sequence(loaded, new, recipe, batch_size, earlier) if new else ():
+                append(output, edit)
+                made.append(edit)
+                bar.update(len(edit.manifest.facts))
+    except KeyboardInterrupt:
+        err.print("stopped; the batches that were finished are saved, and the same command goes on from there")
+        raise typer.Exit(130) from None
     seconds = time.monotonic() - began
     entries = [entry for edit in made for entry in edit.manifest.facts]
     report = {
@@ -227,8 +228,8 @@ def explain(
 ) -> None:
     """Show where facts are: layers, neurons and their scores, what the strongest neurons write, and the clusters."""
     from ece.edits.folder import load_edits
-    from ece.explain.explanation import explain as explained
-    from ece.explain.explanation import from_edits
+    from ece.explain import explain as explained
+    from ece.explain import from_edits
     from ece.explain.tables import rendered
     from ece.models import load
 

@@ -15,7 +15,7 @@ from ece.models.tokens import locate
 WINDOW = 5
 """Edited layers, as in MEMIT and ECE; fewer in a model of fewer than ten layers."""
 
-BELOW = 0.6
+BELOW = 0.55
 """Share of the attribution that lies at or below the last edited layer. Chosen on SmolLM2, see docs/results.md."""
 
 FACTS = 32
@@ -39,7 +39,7 @@ def choose_layers(model: Model, facts: Sequence[Fact]) -> tuple[int, ...]:
     return tuple(range(max(0, last - window + 1), last + 1))
 
 
-def attribution(model: Model, facts: Sequence[Fact], rows: int = 16) -> Tensor:
+def attribution(model: Model, facts: Sequence[Fact], rows: int = 8) -> Tensor:
     """How much each layer's neurons, at the subjects' last tokens, matter for the targets' likelihood.
 
     For each fact and layer: the sum over neurons of |a_k g.W_k|, where g is the gradient of the target's negative

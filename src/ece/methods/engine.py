@@ -40,7 +40,7 @@ from ece.update.statistics import key_statistics
 
 log = logging.getLogger(__name__)
 
-PASS_TOKENS = {"cpu": 384, "other": 8192}
+PASS_TOKENS = {"cpu": 256, "other": 8192}
 """Tail tokens in one pass: enough to keep the processor busy, few enough to keep memory small."""
 
 
@@ -220,10 +220,9 @@ def with_layers(model: Model, facts: Sequence[Fact], recipe: Recipe) -> Recipe:
 
 
 def statistics(model: Model, recipe: Recipe) -> dict[int, Tensor]:
-    """Lambda E[kk^T] by layer `[d_ff, d_ff]`, of the unedited model."""
+    """E[kk^T] by layer `[d_ff, d_ff]`, of the unedited model."""
     with model.overlay.suspended(model):
-        moments = key_statistics(model, recipe.edited, recipe.corpus, tokens=recipe.tokens)
-    return {layer: recipe.regularise * moment for layer, moment in moments.items()}
+        return key_statistics(model, recipe.edited, recipe.corpus, tokens=recipe.tokens)
 
 
 def search(
@@ -355,9 +354,9 @@ def spread(
             residual = (wanted - now) / (len(layers) - place)
             weight = model.weight(layer)
             neurons = select(recipe.neurons.score, recipe.neurons.p, key, weight)
-            kept = moments[layer]
+            kept = recipe.regularise * moments[layer].double()
             if recipe.history and layer in history.moments:
-                kept = kept + history.moments[layer]
+                kept += history.moments[layer]
             deltas[layer] = least_squares(kept, key, residual.to(key.device), neurons)
             keys[layer] = key
             model.overlay.push(model, {layer: deltas[layer]})

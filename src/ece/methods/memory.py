@@ -36,6 +36,7 @@ def check(model: Model, recipe: Recipe, pass_tokens: int) -> None:
     need, there = needed(model, recipe, pass_tokens), available(device)
     if need > there:
         raise UserError(
-            f"not enough memory on {device}: about {need / 1e9:.1f} GB needed beside the model, {there / 1e9:.1f} GB free;"
+            f"not enough memory on {device}: about {need / 1e9:.1f} GB needed beside the model,"
+            f" {there / 1e9:.1f} GB free;"
             " edit fewer layers (--set layers=...), load the model in bfloat16 (--dtype), or free some memory"
         )

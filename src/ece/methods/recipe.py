@@ -81,7 +81,7 @@ class Recipe:
     keys: Literal["prompt", "contexts"] = "prompt"
     """Whether a fact's key comes from its bare prompt, or is MEMIT's mean over contexts."""
 
-    regularise: float = 150.0
+    regularise: float = 1000.0
     """Lambda: how many tokens of ordinary text weigh against the batch (Eq. 4)."""
 
     history: bool = True

@@ -35,9 +35,9 @@ ECE_WI = replace(
 )
 MEMIT = Recipe(
     name="memit",
-    summary="all neurons, 25 steps of Adam for each fact, earlier batches forgotten",
+    summary="all neurons, up to 25 steps of Adam for each fact, earlier batches forgotten",
     source=MEMIT_PAPER,
-    targets=PerFact(Adam(steps=25)),
+    targets=PerFact(Adam(steps=25, stop_below=0.05)),
     keys="contexts",
     history=False,
 )
@@ -51,7 +51,7 @@ ECE = Recipe(
     name="ece",
     summary="our best: log-odds steps from a learned start, current weights, history",
     source=f"{ECE_PAPER}; docs/results.md",
-    targets=PerFact(LogOdds(), warm=True),
+    targets=PerFact(LogOdds(), views=2, warm=True),
 )
 
 METHODS: dict[str, Recipe] = {r.name: r for r in (ECE, ECE_AS, ECE_WI, ECE_RS, MEMIT, MEMIT_HISTORY)}

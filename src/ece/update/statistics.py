@@ -50,7 +50,7 @@ def key_statistics(
         folder: where the cache is.
 
     Returns:
-        By layer `[d_ff, d_ff]`, float64, on the layer's device.
+        By layer `[d_ff, d_ff]`, float32, on the layer's device.
 
     Raises:
         UserError: the text has fewer tokens than one window.
@@ -66,9 +66,7 @@ def key_statistics(
             about = {"model": model.name, "layer": str(layer), "corpus": source.name, "tokens": str(count)}
             with new_file(files[layer]) as file:
                 save_file({"moment": (moments[layer] / count).float().cpu()}, file, about)
-    return {
-        layer: load_file(file)["moment"].to(model.weight(layer).device, torch.float64) for layer, file in files.items()
-    }
+    return {layer: load_file(file)["moment"].to(model.weight(layer).device) for layer, file in files.items()}
 
 
 def _key(model: Model, layer: int, source: Corpus, tokens: int, window: int) -> str:
