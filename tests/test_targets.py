@@ -270,6 +270,33 @@ def test_a_fact_that_fails_in_the_middle_disturbs_no_other(descent: Adam | LogOd
     assert torch.equal(solved.evaluations[[0, 3]], wanted.evaluations)
 
 
+@dataclasses.dataclass
+class Slope(Bowl):
+    """A loss of one value and one gradient everywhere, with a state so large that no step is too long."""
+
+    nll: float = 1.0
+
+    @property
+    def hidden(self) -> Tensor:
+        return torch.full((1, 2), 1e6)
+
+    def __call__(self, delta: Tensor) -> Value:
+        self.evaluated[0] += 1
+        nll = torch.full((1,), self.nll)
+        return Value(nll, nll, torch.tensor([[0.03, -0.04]]))
+
+
+@pytest.mark.parametrize(("nll", "aim", "evaluations"), [(2.0, 4.0, 1), (0.4, 4.0, 1), (0.2, 5.0, 9)])
+def test_log_odds_steps_aim_where_the_slope_leads(nll: float, aim: float, evaluations: int):
+    """By hand: the log-odds rise by |g| / (1 - p) along -g; the last step (NLL below 0.3) aims higher, and is one."""
+    loss = Slope(torch.tensor([0]), {}, nll=nll)
+    solved = LogOdds(evaluations=evaluations)(cast(TargetLoss, loss), torch.zeros(1, 2))
+    p = math.exp(-nll)
+    length = (aim - math.log(p / (1 - p))) / (0.05 / (1 - p))
+    torch.testing.assert_close(solved.delta, length * torch.tensor([[-0.6, 0.8]]))
+    assert loss.evaluated[0] == 1
+
+
 def test_warm_start_learns_directions():
     generator = torch.Generator().manual_seed(0)
     rotation = torch.linalg.qr(torch.randn(8, 8, generator=generator))[0]

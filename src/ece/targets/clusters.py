@@ -31,7 +31,7 @@ def jaccard_distances(sets: Tensor, others: Tensor) -> Tensor:
     """
     both = sets.float() @ others.float().T
     either = sets.sum(1)[:, None] + others.sum(1) - both
-    return 1 - both / either.clamp_min(1)
+    return torch.where(either > 0, 1 - both / either.clamp_min(1), 0)
 
 
 def k_means(sets: Tensor, clusters: int, seed: int = 0, rounds: int = 50) -> Tensor:
