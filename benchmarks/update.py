@@ -14,7 +14,7 @@ from machine import report
 
 import ece
 from ece.locate.scores import Score
-from ece.methods.engine import Subjects, search, spread, statistics, with_layers, written_contexts
+from ece.methods.engine import Subjects, search, spread, states, statistics, with_layers, written_contexts
 from ece.methods.recipe import Neurons
 
 SHOWN = ("efficacy", "generalization", "specificity", "specificity_kept", "score", "efficacy_exact")
@@ -42,6 +42,7 @@ def main(
     recipe = with_layers(model, wanted, ece.method("ece"))
     history = ece.History()
     solved, _ = search(model, wanted, recipe, history.warm, written_contexts(model))
+    wanted_states = states(model, wanted, recipe.edited[-1]) + solved.delta
     unedited = ece.evaluate(model, records)
     base = ece.summary(unedited)
     rows = [{"setting": "unedited"} | {name: str(base[name]) if name in base else "" for name in SHOWN}]
@@ -54,7 +55,7 @@ def main(
     settings |= {f"neurons {score}, p {p}": replace(recipe, neurons=Neurons(score, p)) for score, p in SELECTIONS}
     for name, setting in settings.items():
         subjects = Subjects.prepare(model, wanted, recipe.edited[0], [""])
-        deltas, _, _ = spread(model, setting, subjects, solved.delta, statistics(model, setting), history)
+        deltas, _, _ = spread(model, setting, subjects, wanted_states, statistics(model, setting), history)
         model.overlay.push(model, deltas)
         quality = ece.summary(ece.evaluate(model, records), unedited)
         model.overlay.remove(model, deltas)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import tiny as make
 import torch
@@ -136,32 +138,38 @@ def test_suspended_shows_the_base(model: Model):
     assert same(weights(model), edited)
 
 
-def push_and_fail(model: Model) -> None:
-    model.overlay.push(model, change(model, (2,), 3))
+def lay_and_fail(lay: Callable[[Delta], None], delta: Delta) -> None:
+    lay(delta)
     raise RuntimeError("failed")
 
 
-def test_tentative_takes_off_what_was_pushed(model: Model):
+def test_a_trial_ends_without_a_trace(model: Model):
     model.overlay.push(model, change(model, (1,), 0))
-    edited = weights(model)
-    with model.overlay.tentative(model):
-        model.overlay.push(model, change(model, (0, 1), 1))
-        model.overlay.push(model, change(model, (1,), 2))
-        assert not same(weights(model), edited)
+    edited, stacked = weights(model), model.weight(1).clone()
+    tried = change(model, (0, 1), 1)
+    with model.overlay.trial(model) as lay:
+        lay({0: tried[0]})
+        lay({1: tried[1]})
+        shown = model.weight(1).clone()
+    assert not torch.equal(shown, stacked)
     assert same(weights(model), edited)
-    with pytest.raises(RuntimeError, match="failed"), model.overlay.tentative(model):
-        push_and_fail(model)
+    with pytest.raises(RuntimeError, match="failed"), model.overlay.trial(model) as lay:
+        lay_and_fail(lay, change(model, (1, 2), 2))
     assert same(weights(model), edited)
     assert len(model.overlay.stack) == 1
+    assert list(model.overlay.base) == [1]
+    model.overlay.push(model, {1: tried[1]})  # gives what the trial showed
+    assert torch.equal(model.weight(1), shown)
 
 
 def test_a_change_of_the_wrong_shape_leaves_the_model_as_it_was(tiny_llama: Model):
     before = weights(tiny_llama)
     wrong = {1: LowRank(torch.ones(3, 1), torch.ones(1, 2), torch.tensor([0, 1]))}
-    with pytest.raises(RuntimeError):
+    with pytest.raises(ValueError, match="does not fit"):
         tiny_llama.overlay.push(tiny_llama, wrong)
     assert same(weights(tiny_llama), before)
     assert not tiny_llama.overlay.stack
+    assert not tiny_llama.overlay.base
 
 
 def test_fingerprint_is_of_the_unedited_model(model: Model):

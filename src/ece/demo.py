@@ -13,7 +13,7 @@ from rich.table import Table
 from ece.edits.edit import Edit
 from ece.edits.folder import append
 from ece.evaluation.counterfact import METRICS, Mean, evaluate, summary
-from ece.facts import CounterFactRecord, read_counterfact, shipped_file
+from ece.facts import DEMONSTRATED, CounterFactRecord, read_counterfact, shipped_file
 from ece.methods.engine import edit
 from ece.models import Model
 from ece.models.generate import continuations
@@ -30,7 +30,7 @@ class Demonstration:
     after: dict[str, Mean]
 
 
-def demonstrate(model: Model, folder: Path, facts: int = 20, method: str = "ece") -> Demonstration:
+def demonstrate(model: Model, folder: Path, facts: int = DEMONSTRATED, method: str = "ece") -> Demonstration:
     """Edit the first shipped facts in one batch and save the edit; the model is given back as it was.
 
     Args:

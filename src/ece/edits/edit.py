@@ -86,6 +86,9 @@ class Edit:
     keys: Mapping[int, Tensor]
     """By layer: K1 `[facts, d_ff]`, which later batches must keep (the history of Eq. 4)."""
 
+    around: Mapping[int, Tensor]
+    """By layer: other keys that later batches must keep `[positions, d_ff]`; empty where the recipe keeps none."""
+
     hidden: Tensor
     """h `[facts, d_model]` at the last edited layer before the edit."""
 
@@ -145,8 +148,9 @@ class Edit:
                 f"{layer}.neurons": change.neurons,
             }
             tensors |= {f"{layer}.keys": self.keys[layer]}
+        tensors |= {f"{layer}.around": keys for layer, keys in self.around.items()}
         with new_folder(folder) as temporary:
-            save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, temporary / TENSORS)
+            save_file({name: tensor.cpu().clone() for name, tensor in tensors.items()}, temporary / TENSORS)
             (temporary / MANIFEST).write_text(self.manifest.model_dump_json(indent=1), encoding="utf-8")
 
     @classmethod
@@ -166,7 +170,8 @@ class Edit:
                 for layer in layers
             }
             keys = {layer: tensors[f"{layer}.keys"] for layer in layers}
-            return cls(deltas, keys, tensors["hidden"], tensors["delta"], manifest)
+            around = {layer: tensors[name] for layer in layers if (name := f"{layer}.around") in tensors}
+            return cls(deltas, keys, around, tensors["hidden"], tensors["delta"], manifest)
         except (OSError, SafetensorError, ValidationError, KeyError) as error:
             reason = str(error).splitlines()[0]
             raise UserError(f"{folder}: not a saved edit, or damaged ({reason})") from error

@@ -31,15 +31,24 @@ def export(model: Model, edits: Sequence[Edit], folder: Path | str) -> None:
     if folder.exists():
         raise UserError(f"{folder} exists already; give another folder")
     probes = [fact.question for edit in edits for fact in edit.facts][:8] or ["The"]
-    with model.overlay.tentative(model), new_folder(folder) as temporary:
+    try:
         for edit in edits:
             edit.apply(model)
-        model.network.save_pretrained(temporary)
-        model.tokenizer.save_pretrained(temporary)
-        written = cast(nn.Module, AutoModelForCausalLM.from_pretrained(temporary, dtype=model.network.dtype))
-        written.to(model.device).eval()
-        for probe in probes:
-            ids = torch.tensor([model.tokenizer(probe)["input_ids"]], device=model.device)
-            with torch.no_grad():
-                if not torch.equal(written(ids).logits, model.network(ids).logits):
-                    raise UserError(f"the exported checkpoint answers {probe!r} differently; nothing was written")
+        with new_folder(folder) as temporary:
+            model.network.save_pretrained(temporary)
+            model.tokenizer.save_pretrained(temporary)
+            _verify(model, temporary, probes)
+    finally:
+        for edit in reversed([edit for edit in edits if any(edit.deltas is item for item in model.overlay.stack)]):
+            edit.revert(model)
+
+
+@torch.no_grad()
+def _verify(model: Model, checkpoint: Path, probes: Sequence[str]) -> None:
+    """Load what was written, and compare logits."""
+    written = cast(nn.Module, AutoModelForCausalLM.from_pretrained(checkpoint, dtype=model.network.dtype))
+    written.to(model.device).eval()
+    for probe in probes:
+        ids = torch.tensor([model.tokenizer(probe)["input_ids"]], device=model.device)
+        if not torch.equal(written(ids).logits, model.network(ids).logits):
+            raise UserError(f"the exported checkpoint answers {probe!r} differently; nothing was written")

@@ -8,7 +8,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -63,6 +63,9 @@ class Subjects:
     share: Tensor
     """`[rows]`: weight of the row in its fact's key; rows of a fact follow each other and begin with the bare prompt"""
 
+    earlier: Tensor
+    """`[3, positions]`: row, position and count of every different beginning that ends before a subject's last token"""
+
     facts: int
 
     @classmethod
@@ -74,8 +77,13 @@ class Subjects:
         last = torch.tensor([text.subject_last for text in texts], device=model.device)
         others = len(before) - 1
         shares = [0.5] + [0.5 / others] * others if others else [1.0]
-        entering = replay.run(replay.embedded, 0, first)
-        return cls(replay, entering, last, torch.tensor(shares * len(facts), device=model.device), len(facts))
+        share = torch.tensor(shares * len(facts), device=model.device)
+        beginnings: dict[tuple[int, ...], list[int]] = {}
+        for row, text in enumerate(texts):
+            for position in range(text.subject_last):
+                beginnings.setdefault(tuple(text.ids[: position + 1]), [row, position, 0])[2] += 1
+        earlier = torch.tensor(list(beginnings.values()), dtype=torch.long, device=model.device).reshape(-1, 3).T
+        return cls(replay, replay.run(replay.embedded, 0, first), last, share, earlier, len(facts))
 
     def at_subject(self, states: Tensor) -> Tensor:
         """`[rows, width]`, float32: the states at the subjects' last tokens."""
@@ -85,6 +93,11 @@ class Subjects:
         """K1 `[facts, d_ff]` of a layer's captured keys."""
         weighted = self.at_subject(captured) * self.share.to(captured.device)[:, None]
         return weighted.unflatten(0, (self.facts, -1)).sum(1)
+
+    def around(self, captured: Tensor) -> Tensor:
+        """Keys `[positions, d_ff]` of the prompts' tokens before the subjects' last, each times the root of its count."""
+        row, position, count = self.earlier.to(captured.device)
+        return captured[row, position].float() * count.float().sqrt()[:, None]
 
     def state(self, states: Tensor) -> Tensor:
         """H `[facts, d_model]`: from the bare prompts."""
@@ -112,6 +125,8 @@ def edit(
         UserError: facts contradict each other, or the model cannot be edited.
     """
     began = time.monotonic()
+    if not facts:
+        raise UserError("no facts to edit")
     check_consistent(facts)
     recipe = method(recipe) if isinstance(recipe, str) else recipe
     history = history or History()
@@ -129,11 +144,11 @@ def edit(
     if not good:
         raise UserError("the loss of every fact is NaN or infinite; is the model sound, and its dtype wide enough?")
 
-    subjects = Subjects.prepare(
-        model, [facts[i] for i in good], layers[0], before if recipe.keys == "contexts" else [""]
-    )
-    delta = solved.delta[good]
-    deltas, keys, hidden = spread(model, recipe, subjects, delta, moments, history)
+    edited, delta = [facts[i] for i in good], solved.delta[good]
+    with searched_on(model, recipe):
+        hidden = states(model, edited, layers[-1])
+    subjects = Subjects.prepare(model, edited, layers[0], before if recipe.keys == "contexts" else [""])
+    deltas, keys, around = spread(model, recipe, subjects, hidden + delta.to(hidden), moments, history)
     entries = [
         FactEntry(
             **dataclasses.asdict(fact),
@@ -157,7 +172,7 @@ def edit(
         anchors=clusters.anchors.tolist() if clusters else [],
         seconds=time.monotonic() - began,
     )
-    return Edit(deltas, keys, hidden.cpu(), delta.cpu(), manifest)
+    return Edit(deltas, keys, around, hidden.cpu(), delta.cpu(), manifest)
 
 
 def edit_in_sequence(
@@ -225,14 +240,25 @@ def statistics(model: Model, recipe: Recipe) -> dict[int, Tensor]:
         return key_statistics(model, recipe.edited, recipe.corpus, tokens=recipe.tokens)
 
 
+def searched_on(model: Model, recipe: Recipe) -> AbstractContextManager[None]:
+    """While this lasts, the model is the one that targets are sought on: the original, or the one edited so far."""
+    return model.overlay.suspended(model) if recipe.targets_from == "original" else nullcontext()
+
+
+@torch.no_grad()
+def states(model: Model, facts: Sequence[Fact], layer: int) -> Tensor:
+    """The layer's output h `[facts, d_model]` at the subjects' last tokens, after bare prompts."""
+    subjects = Subjects.prepare(model, facts, layer, [""])
+    return subjects.state(subjects.replay.run(subjects.entering, layer, layer + 1))
+
+
 def search(
     model: Model, facts: Sequence[Fact], recipe: Recipe, warm: WarmStart, before: Sequence[str]
 ) -> tuple[Solved, Clusters | None]:
     """Find delta = z - h for every fact (Eq. 11-13)."""
     last = recipe.edited[-1]
-    suspended = model.overlay.suspended(model) if recipe.targets_from == "original" else nullcontext()
     before = before[: 1 + recipe.contexts]
-    with suspended:
+    with searched_on(model, recipe):
         prefixes = SharedPrefixes.compute(model, [model.tokenizer(text.rstrip())["input_ids"] for text in before])
 
         def prepare(some: Sequence[Fact], seen: Sequence[str]) -> TargetLoss:
@@ -332,35 +358,40 @@ def _in_passes(model: Model, facts: Sequence[Fact], run: Callable[[list[int]], S
 
 @torch.no_grad()
 def spread(
-    model: Model, recipe: Recipe, subjects: Subjects, delta: Tensor, moments: dict[int, Tensor], history: History
-) -> tuple[Delta, dict[int, Tensor], Tensor]:
+    model: Model, recipe: Recipe, subjects: Subjects, wanted: Tensor, moments: dict[int, Tensor], history: History
+) -> tuple[Delta, dict[int, Tensor], dict[int, Tensor]]:
     """Write the targets into the edited layers in turn, as MEMIT does: each takes its share of what is left.
 
+    Args:
+        model: as it is now; it is left so.
+        recipe: with its layers chosen.
+        subjects: the facts' prompts, run up to the first edited layer.
+        wanted: z `[facts, d_model]`.
+        moments: E[kk^T] by layer.
+        history: of earlier batches.
+
     Returns:
-        The change of each layer, the keys of each layer, and h `[facts, d_model]`.
+        By layer: the change, the keys `[facts, d_ff]`, and the other keys that were kept `[positions, d_ff]`.
     """
-    layers = recipe.edited
-    last = layers[-1]
-    entering, wanted, hidden = subjects.entering, None, None
+    layers, entering = recipe.edited, subjects.entering
     deltas: dict[int, LowRank] = {}
     keys: dict[int, Tensor] = {}
-    with model.overlay.tentative(model):
+    around: dict[int, Tensor] = {}
+    with model.overlay.trial(model) as lay:
         for place, layer in enumerate(layers):
             with keys_captured(model, [layer]) as captured:
-                now = subjects.state(subjects.replay.run(entering, layer, last + 1))
-            key = subjects.key(captured[layer])
-            if wanted is None:
-                hidden, wanted = now, now + delta.to(now)
-            residual = (wanted - now) / (len(layers) - place)
-            weight = model.weight(layer)
-            neurons = select(recipe.neurons.score, recipe.neurons.p, key, weight)
+                now = subjects.state(subjects.replay.run(entering, layer, layers[-1] + 1))
+            key = keys[layer] = subjects.key(captured[layer])
+            residual = (wanted.to(now) - now) / (len(layers) - place)
+            neurons = select(recipe.neurons.score, recipe.neurons.p, key, model.weight(layer))
             kept = recipe.regularise * moments[layer].double()
             if recipe.history and layer in history.moments:
                 kept += history.moments[layer]
+            if recipe.keep_prompts:
+                others = around[layer] = subjects.around(captured[layer])
+                kept += others.double().T @ others.double()
             deltas[layer] = least_squares(kept, key, residual.to(key.device), neurons)
-            keys[layer] = key
-            model.overlay.push(model, {layer: deltas[layer]})
-            if layer != last:
+            lay({layer: deltas[layer]})
+            if layer != layers[-1]:
                 entering = subjects.replay.run(entering, layer, layers[place + 1])
-    assert hidden is not None
-    return deltas, keys, hidden
+    return deltas, keys, around

@@ -31,8 +31,8 @@ class History:
         return history
 
     def add(self, model: Model, edit: Edit) -> None:
-        """K0 K0^T <- K0 K0^T + K1 K1^T, with all neurons."""
-        for layer, keys in edit.keys.items():
+        """K0 K0^T <- K0 K0^T + K1 K1^T, with all neurons; and the same for the prompts' other keys, where kept."""
+        for layer, keys in [*edit.keys.items(), *edit.around.items()]:
             keys = keys.to(model.weight(layer).device, torch.float64)
             self.moments[layer] = self.moments.get(layer, 0) + keys.T @ keys
         self.warm.learn(target_embeddings(model, [fact.target for fact in edit.facts]), edit.delta.to(model.device))

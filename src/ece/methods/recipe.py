@@ -6,15 +6,21 @@ import dataclasses
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
 from ece.errors import UserError
 from ece.locate.scores import Score
 from ece.targets.descent import Adam, LogOdds
 from ece.targets.loss import Weights
 from ece.update.statistics import DEFAULT_CORPUS
+
+
+def _ascending(layers: tuple[int, ...]) -> tuple[int, ...]:
+    if not layers or list(layers) != sorted(set(layers)):
+        raise ValueError("layers must be given once each, ascending")
+    return layers
 
 
 @dataclass(frozen=True)
@@ -24,7 +30,7 @@ class Neurons:
     score: Score = "rs"
     """`as`, `wi`, `rs`, or `random`: as many as `rs` takes."""
 
-    p: float = 1.0
+    p: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Fraction of the score that the chosen neurons hold; 1 takes all neurons."""
 
 
@@ -33,7 +39,7 @@ class PerFact:
     """A search for each fact on its own."""
 
     descent: Adam | LogOdds = field(default_factory=Adam)
-    views: int = 1
+    views: Annotated[int, Field(ge=1)] = 1
     """Contexts are dealt out among so many views, and each evaluation sees one: a part of the cost."""
 
     warm: bool = False
@@ -47,8 +53,8 @@ class TwoStep:
     by: Literal["neurons", "relation", "target", "random", "none"] = "neurons"
     """What clusters are made by: the facts' neuron sets (Eq. 9), or a control."""
 
-    clusters: int = 10
-    p: float = 0.8
+    clusters: Annotated[int, Field(ge=1)] = 10
+    p: Annotated[float, Field(gt=0, le=1)] = 0.8
     """Fraction of the Activation Score in a fact's own neuron set."""
 
     shared: Adam = field(default_factory=lambda: Adam(steps=20))
@@ -68,29 +74,33 @@ class Recipe:
 
     targets: PerFact | TwoStep
     neurons: Neurons = field(default_factory=Neurons)
-    layers: tuple[int, ...] | Literal["auto"] = "auto"
+    layers: Annotated[tuple[int, ...], AfterValidator(_ascending)] | Literal["auto"] = "auto"
     """The edited layers, ascending; `auto` chooses them from attribution on the first batch."""
 
     weights: Weights = field(default_factory=Weights)
     targets_from: Literal["original", "current"] = "current"
     """Whether targets are sought on the unedited model or on the one edited so far."""
 
-    contexts: int = 5
+    contexts: Annotated[int, Field(ge=0, le=5)] = 5
     """How many texts of the model's own are put before each prompt in the search, besides none."""
 
     keys: Literal["prompt", "contexts"] = "prompt"
     """Whether a fact's key comes from its bare prompt, or is MEMIT's mean over contexts."""
 
-    regularise: float = 1000.0
+    regularise: Annotated[float, Field(ge=0)] = 1000.0
     """Lambda: how many tokens of ordinary text weigh against the batch (Eq. 4)."""
 
     history: bool = True
     """Whether the keys of earlier batches are kept (Eq. 4)."""
 
+    keep_prompts: bool = False
+    """Whether the keys of the prompts' tokens before the subject's last are kept too, now and in later batches: what
+    later tokens read there by attention then stays what it was when the edit was made."""
+
     corpus: str = DEFAULT_CORPUS
     """The text that E[kk^T] is taken over."""
 
-    tokens: int | None = None
+    tokens: Annotated[int, Field(gt=0)] | None = None
     """How many tokens of it; None: 24 per neuron."""
 
     @property
@@ -154,7 +164,7 @@ def _chosen(name: str, current: Any, value: Any) -> Any:
 
 
 def _parsed(owner: type, field_name: str, name: str, value: Any) -> Any:
-    annotation = _hints(owner)[field_name]
+    annotation = get_type_hints(owner, include_extras=True)[field_name]
     if field_name == "layers" and isinstance(value, str) and value != "auto":
         value = _layers(name, value)
     if value in ("none", "None"):
@@ -162,7 +172,9 @@ def _parsed(owner: type, field_name: str, name: str, value: Any) -> Any:
     try:
         return TypeAdapter(annotation).validate_python(value)
     except ValidationError as error:
-        raise UserError(f"option {name}={value}: {error.errors()[0]['msg'].lower()}") from error
+        raise UserError(
+            f"option {name}={value}: {error.errors()[0]['msg'].removeprefix('Value error, ').lower()}"
+        ) from error
 
 
 def _layers(name: str, text: str) -> tuple[int, ...]:
@@ -174,9 +186,3 @@ def _layers(name: str, text: str) -> tuple[int, ...]:
         return tuple(sorted({int(part) for part in text.split(",")}))
     except ValueError as error:
         raise UserError(f"option {name}={text}: layers are written 3-7, or 3,4,5, or auto") from error
-
-
-def _hints(owner: type) -> dict[str, Any]:
-    from typing import get_type_hints
-
-    return get_type_hints(owner)

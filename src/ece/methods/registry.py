@@ -49,9 +49,10 @@ MEMIT_HISTORY = replace(
 )
 ECE = Recipe(
     name="ece",
-    summary="our best: log-odds steps from a learned start, current weights, history",
+    summary="our best: log-odds steps from a learned start, history that keeps whole prompts",
     source=f"{ECE_PAPER}; docs/results.md",
     targets=PerFact(LogOdds(), views=2, warm=True),
+    keep_prompts=True,
 )
 
 METHODS: dict[str, Recipe] = {r.name: r for r in (ECE, ECE_AS, ECE_WI, ECE_RS, MEMIT, MEMIT_HISTORY)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -35,6 +35,12 @@ class LowRank:
         else:
             total[:, self.neurons.to(total.device)] += change
 
+    def fits(self, weight: Tensor) -> bool:
+        """Whether the factors have the shapes that a change of `weight` `[d_model, d_ff]` needs."""
+        shapes = (self.left.shape[0], self.left.shape[1], self.right.shape[1])
+        wanted = (weight.shape[0], self.right.shape[0], len(self.neurons))
+        return shapes == wanted and bool((self.neurons < weight.shape[1]).all())
+
 
 Delta = Mapping[int, LowRank]
 """The changes of one edit, by layer."""
@@ -45,15 +51,19 @@ class Overlay:
     """What is laid over a model now. The weights are always `base + the sum of the stack`, in order."""
 
     base: dict[int, Tensor] = field(default_factory=dict)
-    """Untouched copies `[d_model, d_ff]` of every matrix the stack changes."""
+    """Untouched copies `[d_model, d_ff]` of every matrix that is changed."""
 
     stack: list[Delta] = field(default_factory=list)
     _sums: dict[int, Tensor] = field(default_factory=dict)
+    """Of the stack, by layer, in float32 or wider."""
 
     def push(self, model: Model, delta: Delta) -> None:
-        """Lay one more change over the weights."""
-        for layer in delta:
-            self.base.setdefault(layer, model.weight(layer).clone())
+        """Lay one more change over the weights.
+
+        Raises:
+            ValueError: a factor does not fit its matrix; nothing is changed.
+        """
+        self._keep_base(model, delta)
         self.stack.append(delta)
         self._add(delta)
         self._write(model, delta)
@@ -72,8 +82,7 @@ class Overlay:
         for item in self.stack:
             self._add({layer: change for layer, change in item.items() if layer in delta})
         self._write(model, delta)
-        for layer in set(self.base) - {layer for item in self.stack for layer in item}:
-            del self.base[layer]
+        self._drop_base()
 
     @contextmanager
     def suspended(self, model: Model) -> Iterator[None]:
@@ -83,28 +92,49 @@ class Overlay:
         try:
             yield
         finally:
-            for delta in self.stack:
-                self._write(model, delta)
+            self._write(model, self.base)
 
     @contextmanager
-    def tentative(self, model: Model) -> Iterator[None]:
-        """Whatever is pushed while this lasts is taken off at its end."""
-        before = len(self.stack)
+    def trial(self, model: Model) -> Iterator[Callable[[Delta], None]]:
+        """Gives a function that lays a change over the weights until the block ends; one change for each layer."""
+        tried: set[int] = set()
+
+        def lay(delta: Delta) -> None:
+            self._keep_base(model, delta)
+            tried.update(delta)
+            for layer, change in delta.items():
+                total = self._sum(layer).clone()
+                change.add_to(total)
+                model.weight(layer).copy_(self.base[layer].to(total) + total)
+
         try:
-            yield
+            yield lay
         finally:
-            for delta in self.stack[before:][::-1]:
-                self.remove(model, delta)
+            self._write(model, tried)
+            self._drop_base()
+
+    def _keep_base(self, model: Model, delta: Delta) -> None:
+        for layer, change in delta.items():
+            if not change.fits(model.weight(layer)):
+                raise ValueError(f"a change of layer {layer} does not fit its matrix {list(model.weight(layer).shape)}")
+        for layer in delta:
+            self.base.setdefault(layer, model.weight(layer).clone())
+
+    def _drop_base(self) -> None:
+        changed = {layer for item in self.stack for layer in item}
+        self.base = {layer: base for layer, base in self.base.items() if layer in changed}
+
+    def _sum(self, layer: int) -> Tensor:
+        wide = torch.promote_types(self.base[layer].dtype, torch.float32)
+        return self._sums.get(layer, torch.zeros_like(self.base[layer], dtype=wide))
 
     def _add(self, delta: Delta) -> None:
         for layer, change in delta.items():
-            if layer not in self._sums:
-                wide = torch.promote_types(self.base[layer].dtype, torch.float32)
-                self._sums[layer] = torch.zeros_like(self.base[layer], dtype=wide)
+            self._sums[layer] = self._sum(layer)
             change.add_to(self._sums[layer])
 
-    def _write(self, model: Model, delta: Delta) -> None:
-        for layer in delta:
+    def _write(self, model: Model, layers: Iterable[int]) -> None:
+        for layer in layers:
             base = self.base[layer]
-            weight = base if layer not in self._sums else (base.to(self._sums[layer]) + self._sums[layer])
+            weight = base.to(self._sums[layer]) + self._sums[layer] if layer in self._sums else base
             model.weight(layer).copy_(weight)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Annotated, Protocol
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from ece.targets.loss import TargetLoss, Value
@@ -89,8 +90,8 @@ class Search:
 class Adam:
     """Adam on each fact's delta, projected into the clamp's ball after each step (ROME's and MEMIT's search)."""
 
-    steps: int = 25
-    rate: float = 0.5
+    steps: Annotated[int, Field(ge=1)] = 25
+    rate: Annotated[float, Field(gt=0)] = 0.5
     stop_below: float | None = None
     """A fact leaves when its NLL is below this (MEMIT: 0.05, of the total loss, which the decay term can hold up)."""
 
@@ -134,7 +135,8 @@ class LogOdds:
     last_below: float = 0.3
     """Below this NLL a fact takes one last step."""
 
-    evaluations: int = 25
+    evaluations: Annotated[int, Field(ge=1)] = 25
+    """At most."""
 
     def __call__(self, loss: TargetLoss | Views, start: Tensor) -> Solved:
         """Search from `start` `[facts, d_model]`."""

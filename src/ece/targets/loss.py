@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -22,13 +24,13 @@ ESSENCE = "{} is a"
 class Weights:
     """How the terms of the loss are weighed. Defaults: the paper's."""
 
-    kl: float = 0.0625
+    kl: Annotated[float, Field(ge=0)] = 0.0625
     """Of the KL divergence at "{subject} is a" from the unedited prediction."""
 
-    decay: float = 0.5
+    decay: Annotated[float, Field(ge=0)] = 0.5
     """Of the norm of delta, relative to the squared norm of h."""
 
-    clamp: float = 0.75
+    clamp: Annotated[float, Field(gt=0)] = 0.75
     """Largest norm of delta, relative to the norm of h."""
 
 
@@ -64,13 +66,14 @@ class _Rows:
         """Keep some facts, renumbered in the order given."""
         renumbered = torch.full((int(self.fact.max()) + 1,), -1, device=facts.device)
         renumbered[facts] = torch.arange(len(facts), device=facts.device)
-        keep = renumbered[self.fact] >= 0
-        rows = keep.nonzero()[:, 0]
-        new_row = torch.cumsum(keep, 0) - 1
-        kept = keep[self.row]
-        selected = _Rows(
-            self.tails.select(rows), renumbered[self.fact[rows]], new_row[self.row[kept]], self.position[kept]
-        )
+        fact = renumbered[self.fact]
+        rows = fact.argsort(stable=True)
+        rows = rows[fact[rows] >= 0]
+        new_row = torch.full_like(fact, -1)
+        new_row[rows] = torch.arange(len(rows), device=facts.device)
+        kept = (new_row[self.row] >= 0).nonzero()[:, 0]
+        kept = kept[new_row[self.row[kept]].argsort(stable=True)]
+        selected = _Rows(self.tails.select(rows), fact[rows], new_row[self.row[kept]], self.position[kept])
         return selected, [values[kept] for values in per_prediction]
 
     def logits(self, delta: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Texts over which E[kk^T] is taken: a file, a dataset, Python's own documentation, or the model's own writing."""
+"""Texts over which E[kk^T] is taken: a file, a dataset, what every installation carries, or the model's own writing."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from tqdm import tqdm
 
 from ece.errors import UserError
+from ece.facts import DEMONSTRATED, read_counterfact, shipped_file
 from ece.models.model import Model
 
 
@@ -31,8 +32,9 @@ def corpus(name: str) -> Corpus:
     """The corpus that a name stands for.
 
     Args:
-        name: `python` (the language reference that every Python carries), `self` (sampled from the model),
-            `datasets:PATH[:CONFIG[:SPLIT]]` (needs the `datasets` package), or a text file.
+        name: `shipped` (sentences of the shipped facts but the demonstration's, then `python`), `python` (the
+            language reference that every Python carries), `self` (sampled from the model), `datasets:PATH[:CONFIG[:SPLIT]]`
+            (needs the `datasets` package), or a text file.
 
     Raises:
         UserError: there is no such file or dataset.
@@ -41,18 +43,32 @@ def corpus(name: str) -> Corpus:
         return Corpus(name, "sampled, seed 0", _sampled)
     if name == "python":
         return _of_text(name, _python_documentation())
+    if name == "shipped":
+        return _of_text(name, "\n".join([*_shipped_sentences(), _python_documentation()]))
     if name.startswith("datasets:"):
         return Corpus(name, name, lambda model, length: _packed(model, _dataset(name), length))
     file = Path(name)
     if not file.is_file():
-        raise UserError(f"corpus {name!r}: no such file (a text file, 'python', 'self' or 'datasets:PATH' is expected)")
+        raise UserError(f"corpus {name!r}: no such file (a text file, shipped, python, self or datasets:PATH)")
     return _of_text(str(file), file.read_text(encoding="utf-8", errors="replace"))
 
 
 def _of_text(name: str, text: str) -> Corpus:
-    paragraphs = [part for part in text.split("\n\n") if part.strip()] if name == "python" else text.splitlines()
+    paragraphs = text.splitlines()
     digest = hashlib.sha256(text.encode()).hexdigest()[:16]
     return Corpus(name, digest, lambda model, length: _packed(model, iter(paragraphs), length))
+
+
+def _shipped_sentences() -> list[str]:
+    """True statements about people and places. The facts of the demonstration are left out: it measures on them."""
+    sentences: list[str] = []
+    for record in read_counterfact(shipped_file())[DEMONSTRATED:]:
+        rewrite = record.requested_rewrite
+        prompts = [record.fact().question, *record.paraphrase_prompts, *record.neighborhood_prompts]
+        true = rewrite.target_true.text if rewrite.target_true else ""
+        sentences += [f"{prompt} {true}." for prompt in prompts]
+        sentences += [*record.generation_prompts, *record.reference_texts]
+    return sentences
 
 
 def _python_documentation() -> str:

@@ -24,7 +24,7 @@ from ece.update.corpus import Corpus, corpus
 
 log = logging.getLogger(__name__)
 
-DEFAULT_CORPUS = "python"
+DEFAULT_CORPUS = "shipped"
 TOKENS_PER_NEURON = 24
 WINDOW = 256
 CHECKPOINT_SECONDS = 20.0
