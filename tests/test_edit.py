@@ -44,7 +44,8 @@ def made(model: Model, layers: tuple[int, ...] = (1, 2), seed: int = 0) -> Edit:
         seconds=1.5,
     )
     keys = {layer: random(2, model.d_ff) for layer in layers}
-    return Edit(deltas, keys, random(2, model.d_model), random(2, model.d_model), manifest)
+    around = {layer: random(4, model.d_ff) for layer in layers[:1]}
+    return Edit(deltas, keys, around, random(2, model.d_model), random(2, model.d_model), manifest)
 
 
 def bits(model: Model) -> dict[str, torch.Tensor]:

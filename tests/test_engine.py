@@ -22,6 +22,8 @@ from ece.methods.engine import activations, edit, edit_in_sequence, statistics
 from ece.methods.history import History
 from ece.methods.recipe import Neurons, PerFact, Recipe, TwoStep
 from ece.models import Model
+from ece.models.replay import keys_captured
+from ece.models.tokens import locate
 from ece.targets.descent import Adam, LogOdds
 
 QUICK = Recipe("quick", "", "", PerFact(Adam(steps=4)), layers=(1, 2), tokens=512, contexts=1)
@@ -369,3 +371,25 @@ def test_no_facts_are_refused(tiny_llama: Model):
 def test_unknown_methods_are_refused(tiny_llama: Model, facts: list[Fact]):
     with pytest.raises(UserError, match="no method"):
         edit(tiny_llama, facts, "magic")
+
+
+def test_whole_prompts_are_kept(tiny: Model, more_facts: list[Fact]):
+    """The keys of all tokens before the subjects' last are kept, as often as they occur, and go into the history."""
+    recipe = replace(ONE_LAYER, keep_prompts=True)
+    made = quickly(tiny, more_facts, recipe)
+    (layer,) = made.manifest.layers
+    moment = torch.zeros(tiny.d_ff, tiny.d_ff, dtype=torch.float64)
+    for fact in more_facts:
+        text = locate(tiny, fact.prompt, fact.subject)
+        with torch.no_grad(), keys_captured(tiny, [layer]) as captured:
+            tiny.network(torch.tensor([text.ids[: text.subject_last + 1]]))
+        every = captured[layer][0].double()
+        moment += every[:-1].T @ every[:-1]
+    around = made.around[layer].double()
+    torch.testing.assert_close(around.T @ around, moment, rtol=1e-4, atol=1e-5)
+
+    kept = recipe.regularise * statistics(tiny, recipe)[layer].double() + moment
+    wanted = reference.least_squares(kept, made.keys[layer].double().T, made.deltas[layer].left)
+    assert reference.relative(dense(made, layer, tiny), torch.from_numpy(wanted)) < 1e-3
+    own = made.keys[layer].double()
+    torch.testing.assert_close(History.of(tiny, [made]).moments[layer], own.T @ own + around.T @ around)

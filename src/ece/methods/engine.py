@@ -95,12 +95,12 @@ class Subjects:
         return weighted.unflatten(0, (self.facts, -1)).sum(1)
 
     def around(self, captured: Tensor) -> Tensor:
-        """Keys `[positions, d_ff]` of the prompts' tokens before the subjects' last, each times the root of its count."""
+        """Keys `[positions, d_ff]` of the tokens before the subjects' last, each times the root of its count."""
         row, position, count = self.earlier.to(captured.device)
         return captured[row, position].float() * count.float().sqrt()[:, None]
 
     def state(self, states: Tensor) -> Tensor:
-        """H `[facts, d_model]`: from the bare prompts."""
+        """States h `[facts, d_model]`, from the bare prompts."""
         return self.at_subject(states).unflatten(0, (self.facts, -1))[:, 0]
 
 

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from ece.models.model import Model
 from ece.models.tokens import encode
 
-PASS_TOKENS = 2048
+PASS_TOKENS = 1024
 
 
 @dataclass(frozen=True)

@@ -33,8 +33,8 @@ def corpus(name: str) -> Corpus:
 
     Args:
         name: `shipped` (sentences of the shipped facts but the demonstration's, then `python`), `python` (the
-            language reference that every Python carries), `self` (sampled from the model), `datasets:PATH[:CONFIG[:SPLIT]]`
-            (needs the `datasets` package), or a text file.
+            language reference that every Python carries), `self` (sampled from the model), a text file, or
+            `datasets:PATH[:CONFIG[:SPLIT]]` (needs the `datasets` package).
 
     Raises:
         UserError: there is no such file or dataset.

@@ -45,12 +45,13 @@ def positive_solve(matrix: Tensor, right: Tensor) -> Tensor:
     """
     scale = matrix.diagonal().clamp_min(torch.finfo(matrix.dtype).tiny).rsqrt()
     unit = matrix * scale[:, None] * scale
-    identity = torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
-    jitter = 0.0
+    added = 0.0
     while True:
-        factor, failed = torch.linalg.cholesky_ex(unit + jitter * identity)
+        factor, failed = torch.linalg.cholesky_ex(unit)
         if not failed:
             return torch.cholesky_solve(right * scale[:, None], factor) * scale[:, None]
-        jitter = max(10 * jitter, 1e-14 * len(matrix))
-        if jitter > 1:
+        jitter = max(10 * added, 1e-14 * len(matrix))
+        if not jitter < 1:
             raise ValueError("the least-squares system is not positive definite")
+        unit.diagonal().add_(jitter - added)
+        added = jitter
