@@ -31,7 +31,7 @@ SEARCHES = {
 }
 
 
-COUNTED = 20
+COUNTED = 8
 """Facts over which floating-point operations are counted."""
 
 

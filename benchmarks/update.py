@@ -1,6 +1,8 @@
-"""What the update is made of, at fixed targets: text and tokens of E[kk^T], lambda, neurons. One batch.
+"""What the update is made of, at fixed targets: text and tokens of E[kk^T], lambda, neurons, kept prompts.
 
-python benchmarks/update.py --data counterfact.json [--first 1000] [--facts 200] [--json FILE]
+Targets are sought once, on the original weights, and written in batches with history under each setting.
+
+    python benchmarks/update.py --data counterfact.json [--first 1000] [--facts 300] [--json FILE]
 """
 
 from __future__ import annotations
@@ -9,59 +11,80 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 from machine import report
 
 import ece
-from ece.locate.scores import Score
 from ece.methods.engine import Subjects, search, spread, states, statistics, with_layers, written_contexts
 from ece.methods.recipe import Neurons
 
 SHOWN = ("efficacy", "generalization", "specificity", "specificity_kept", "score", "efficacy_exact")
-SELECTIONS: list[tuple[Score, float]] = [
-    ("rs", 0.95),
-    ("rs", 0.8),
-    ("as", 0.8),
-    ("wi", 0.8),
-    ("random", 0.8),
-    ("rs", 0.5),
-]
+
+
+def settings(recipe: ece.Recipe, d_ff: int) -> dict[str, ece.Recipe]:
+    """The default, and one change at a time."""
+    return {
+        "default": recipe,
+        "python's reference alone": replace(recipe, corpus="python"),
+        "2 tokens per neuron": replace(recipe, tokens=2 * d_ff),
+        "8 tokens per neuron": replace(recipe, tokens=8 * d_ff),
+        "72 tokens per neuron": replace(recipe, tokens=72 * d_ff),
+        "lambda 100": replace(recipe, regularise=100.0),
+        "lambda 10000": replace(recipe, regularise=10000.0),
+        "prompts not kept": replace(recipe, keep_prompts=False),
+        "neurons by RS, p 0.8": replace(recipe, neurons=Neurons("rs", 0.8)),
+        "as many at random": replace(recipe, neurons=Neurons("random", 0.8)),
+    }
+
+
+def written(
+    model: ece.Model, facts: list[ece.Fact], recipe: ece.Recipe, wanted: torch.Tensor, batch_size: int
+) -> list[ece.Delta]:
+    """Write the states `wanted` `[facts, d_model]` batch after batch; the changes stay on the model."""
+    kept: dict[int, torch.Tensor] = {}
+    history, moments, made = ece.History(kept), statistics(model, recipe), []
+    for start in range(0, len(facts), batch_size):
+        part = slice(start, start + batch_size)
+        subjects = Subjects.prepare(model, facts[part], recipe.edited[0], [""])
+        deltas, keys, around = spread(model, recipe, subjects, wanted[part], moments, history)
+        model.overlay.push(model, deltas)
+        made.append(deltas)
+        for layer, rows in [*keys.items(), *around.items()]:
+            kept[layer] = kept.get(layer, 0) + rows.double().T @ rows.double()
+    return made
 
 
 def main(
     data: Annotated[Path, typer.Option(help="CounterFact records.")] = Path("../shared/data/counterfact.json"),
     first: Annotated[int, typer.Option(help="First record.")] = 1000,
-    facts: Annotated[int, typer.Option(help="Facts, in one batch.")] = 200,
-    texts: Annotated[str, typer.Option(help="Corpora to compare, with commas.")] = "python,self",
+    facts: Annotated[int, typer.Option(help="Facts.")] = 300,
+    batch_size: Annotated[int, typer.Option(help="Facts in a batch.")] = 100,
+    every: Annotated[int, typer.Option(help="Evaluate every so many records.")] = 2,
+    text: Annotated[list[str] | None, typer.Option(help="Further corpora to compare, e.g. a text file.")] = None,
     json: Annotated[Path | None, typer.Option(help="Write the figures here.")] = None,
 ) -> None:
-    """Search the targets once, then solve and evaluate under each setting."""
+    """Search once, then solve and evaluate under each setting."""
     model = ece.load()
     records = ece.read_counterfact(data)[first : first + facts]
-    wanted = [record.fact() for record in records]
-    recipe = with_layers(model, wanted, ece.method("ece"))
-    history = ece.History()
-    solved, _ = search(model, wanted, recipe, history.warm, written_contexts(model))
-    wanted_states = states(model, wanted, recipe.edited[-1]) + solved.delta
-    unedited = ece.evaluate(model, records)
+    chosen = [record.fact() for record in records]
+    recipe = with_layers(model, chosen, ece.method("ece"))
+    solved, _ = search(model, chosen, recipe, ece.History().warm, written_contexts(model))
+    wanted = states(model, chosen, recipe.edited[-1]) + solved.delta
+    unedited = ece.evaluate(model, records[::every])
     base = ece.summary(unedited)
     rows = [{"setting": "unedited"} | {name: str(base[name]) if name in base else "" for name in SHOWN}]
     found: dict[str, object] = {"unedited": {name: vars(mean) for name, mean in base.items()}, "facts": facts}
-
-    per_neuron = {f"{text}, {n} tokens per neuron": {"corpus": text, "tokens": n * model.d_ff}
-                  for text in texts.split(",") for n in (2, 8, 24, 72)}  # fmt: skip
-    settings = {name: recipe.with_options(options) for name, options in per_neuron.items()}
-    settings |= {f"lambda {value}": replace(recipe, regularise=value) for value in (1.5, 15.0, 150.0, 1500.0, 15000.0)}
-    settings |= {f"neurons {score}, p {p}": replace(recipe, neurons=Neurons(score, p)) for score, p in SELECTIONS}
-    for name, setting in settings.items():
-        subjects = Subjects.prepare(model, wanted, recipe.edited[0], [""])
-        deltas, _, _ = spread(model, setting, subjects, wanted_states, statistics(model, setting), history)
-        model.overlay.push(model, deltas)
-        quality = ece.summary(ece.evaluate(model, records), unedited)
-        model.overlay.remove(model, deltas)
+    compared = settings(recipe, model.d_ff) | {Path(name).name: replace(recipe, corpus=name) for name in text or []}
+    for name, setting in compared.items():
+        made = written(model, chosen, setting, wanted, batch_size)
+        quality = ece.summary(ece.evaluate(model, records[::every]), unedited)
+        for deltas in reversed(made):
+            model.overlay.remove(model, deltas)
         rows.append({"setting": name} | {metric: str(quality[metric]) for metric in SHOWN})
         found[name] = {metric: vars(mean) for metric, mean in quality.items()}
-    report(f"The update at fixed targets: {facts} facts from record {first}, layers {recipe.edited}", rows, found, json)
+    title = f"The update at fixed targets: {facts} facts from record {first} in batches of {batch_size}"
+    report(f"{title}, layers {list(recipe.edited)}", rows, found, json)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ece.methods.history import History
     from ece.methods.recipe import Recipe
     from ece.methods.registry import METHODS, method
-    from ece.models import Model, load
+    from ece.models import Delta, Model, load
 
 _HOME = {
     "Edit": "ece.edits.edit",
@@ -42,12 +42,14 @@ _HOME = {
     "Recipe": "ece.methods.recipe",
     "METHODS": "ece.methods.registry",
     "method": "ece.methods.registry",
+    "Delta": "ece.models",
     "Model": "ece.models",
     "load": "ece.models",
 }
 
 __all__ = [
     "METHODS",
+    "Delta",
     "Edit",
     "Fact",
     "History",

@@ -40,7 +40,7 @@ from ece.update.statistics import key_statistics
 
 log = logging.getLogger(__name__)
 
-PASS_TOKENS = {"cpu": 256, "other": 8192}
+PASS_TOKENS = {"cpu": 192, "other": 8192}
 """Tail tokens in one pass: enough to keep the processor busy, few enough to keep memory small."""
 
 
