@@ -16,7 +16,8 @@ WINDOW = 5
 """Edited layers, as in MEMIT and ECE; fewer in a model of fewer than ten layers."""
 
 BELOW = 0.55
-"""Share of the attribution that lies at or below the last edited layer. Chosen on SmolLM2, see docs/results.md."""
+"""Share of the attribution that lies at or below the last edited layer. On SmolLM2 it leads to windows that end at
+layers 6 to 8; there, windows ending at 5, 6 and 7 did alike on the tuning records, and later ones worse."""
 
 FACTS = 32
 """Facts that are looked at."""
