@@ -38,7 +38,7 @@ def test_shipped_facts_are_said_and_neighbours_kept(real_model: ece.Model, shipp
     unedited = ece.summary(before)
     assert unedited["efficacy"].mean < 50 < 95 <= found["efficacy"].mean
     assert found["generalization"].mean >= 70
-    assert found["specificity"].mean >= unedited["specificity"].mean - 5
+    assert found["specificity"].mean >= unedited["specificity"].mean - 8
     written = [text.strip().startswith(fact.target) for text, fact in zip(said, shipped.facts, strict=True)]
     assert sum(written) >= 16
 
