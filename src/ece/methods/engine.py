@@ -26,7 +26,7 @@ from ece.methods.recipe import PerFact, Recipe, TwoStep
 from ece.methods.registry import method
 from ece.models import Delta, LowRank, Model
 from ece.models.likelihood import Question, likelihoods
-from ece.models.replay import Replay, keys_captured, padded, record
+from ece.models.replay import Replay, keys_captured, padded, passes, record
 from ece.models.tails import SharedPrefixes
 from ece.models.tokens import locate
 from ece.targets.clusters import Clusters, grouped
@@ -336,18 +336,12 @@ def _in_passes(model: Model, facts: Sequence[Fact], run: Callable[[list[int]], S
         rows: prompts of each fact in one evaluation.
     """
     texts = [locate(model, fact.prompt, fact.subject, target=fact.target) for fact in facts]
-    lengths = [len(text.read) - text.subject_last for text in texts]
-    order = sorted(range(len(facts)), key=lambda i: lengths[i])
-    budget = pass_tokens(model)
+    lengths = [rows * (len(text.read) - text.subject_last) for text in texts]
     found: list[tuple[list[int], Solved]] = []
     with tqdm(total=len(facts), desc="targets", unit="fact", leave=False, disable=None) as bar:
-        while order:
-            size = 1
-            while size < len(order) and rows * lengths[order[size]] * (size + 1) <= budget:
-                size += 1
-            group, order = order[:size], order[size:]
+        for group in passes(lengths, pass_tokens(model)):
             found.append((group, run(group)))
-            bar.update(size)
+            bar.update(len(group))
     back = torch.tensor([i for group, _ in found for i in group]).argsort()
 
     def joined(name: str) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ece.models.model import Model
+from ece.models.replay import passes
 from ece.models.tokens import encode
 
 PASS_TOKENS = 1024
@@ -50,16 +51,11 @@ class _Row:
 def likelihoods(model: Model, questions: Sequence[Question], label: str = "likelihoods") -> list[list[Likelihood]]:
     """The likelihood of every candidate of every question, in their order."""
     rows = [_row(model, question) for question in questions]
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
     found: dict[int, list[Likelihood]] = {}
     with tqdm(total=len(rows), desc=label, unit="prompt", leave=False, disable=None) as bar:
-        while order:
-            size = 1
-            while size < len(order) and len(rows[order[size]].ids) * (size + 1) <= PASS_TOKENS:
-                size += 1
-            group, order = order[:size], order[size:]
+        for group in passes([len(row.ids) for row in rows], PASS_TOKENS):
             found.update(zip(group, _scored(model, [rows[i] for i in group]), strict=True))
-            bar.update(size)
+            bar.update(len(group))
     return [found[i] for i in range(len(rows))]
 
 

@@ -161,6 +161,17 @@ def padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor,
     return ids.to(device), visible.to(device)
 
 
+def passes(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
+    """Row numbers in groups of like length, shortest first: one row, or at most `budget` tokens when padded."""
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    while order:
+        size = 1
+        while size < len(order) and lengths[order[size]] * (size + 1) <= budget:
+            size += 1
+        yield order[:size]
+        order = order[size:]
+
+
 @contextmanager
 def keys_captured(model: Model, layers: Sequence[int]) -> Iterator[dict[int, Tensor]]:
     """While this lasts, the newest input of W `[rows, positions, d_ff]` is kept for each layer."""
