@@ -208,8 +208,7 @@ def _scored(
         input_ids=ids,
         position_ids=past.visible.shape[1] + positions,
         attention_mask=mask,
-        past_key_values=past,
-        use_cache=True,
+        **model.remembering(past),
     ).last_hidden_state
 
     predictions = [

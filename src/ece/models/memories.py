@@ -96,13 +96,13 @@ def patched(model: Model, patches: Sequence[Patch | None], positions: Sequence[S
             if done:
                 return output
             done = True
-            hidden = output[0] if model.family.returns_tuple else output
+            hidden = output[0] if isinstance(output, tuple) else output
             hidden = hidden.clone()
             for row in rows:
                 patch = patches[row]
                 if patch is not None:
                     hidden[row, torch.tensor(positions[row], device=hidden.device)] = patch.value.to(hidden)
-            return (hidden, *output[1:]) if model.family.returns_tuple else hidden
+            return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
         return put
 

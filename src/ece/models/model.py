@@ -1,9 +1,10 @@
 """A causal language model with its anatomy: the places that reading and editing a fact need."""
 
 import hashlib
+import inspect
 import threading
 from functools import cached_property
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -81,6 +82,26 @@ class Model:
                 f"{self.weight_name(layer)} is offloaded; load the model so that the edited layers stay in memory"
             )
         return weight.T if self.family.transposed else weight
+
+    @cached_property
+    def layers_return_tuples(self) -> bool:
+        """Whether a decoder layer returns `(hidden, …)` rather than the hidden states alone.
+
+        Releases of transformers differ, and so a single token shows it.
+        """
+        seen: list[Any] = []
+        handle = self.layers[0].register_forward_hook(lambda _, __, output: seen.append(output))
+        try:
+            with torch.no_grad():
+                self.network.base_model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=self.device))
+        finally:
+            handle.remove()
+        return isinstance(seen[0], tuple)
+
+    def remembering(self, past: Any) -> dict[str, Any]:
+        """What hands the network a past: the argument's name differs between releases of transformers."""
+        named = inspect.signature(self.network.base_model.forward).parameters
+        return {"cache" if "cache" in named else "past_key_values": past, "use_cache": True}
 
     @property
     def final_norm(self) -> nn.Module:

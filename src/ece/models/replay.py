@@ -87,7 +87,7 @@ class Replay:
         for layer in range(start, stop):
             arguments, options = self.calls[layer]
             output = self.model.layers[layer](hidden, *arguments, **options)
-            hidden = output[0] if self.model.family.returns_tuple else output
+            hidden = output[0] if self.model.layers_return_tuples else output
         return hidden
 
 
@@ -116,8 +116,7 @@ def record(model: Model, ids: Tensor, visible: Tensor, past: Past | None = None)
             input_ids=ids,
             attention_mask=_mask(past.visible, visible, model.network.dtype),
             position_ids=positions,
-            past_key_values=past,
-            use_cache=True,
+            **model.remembering(past),
         )
     return Replay(model, inputs[0], past, calls)
 
@@ -135,6 +134,7 @@ def _mask(past: Tensor, present: Tensor, dtype: torch.dtype) -> Tensor:
 @contextmanager
 def _layers_replaced(model: Model, note: Callable[..., Tensor]) -> Iterator[None]:
     """While this lasts, every decoder layer only calls `note`, in this thread; other threads find them as they were."""
+    tuples = model.layers_return_tuples
     saved = [layer.__dict__.get("forward") for layer in model.layers]
     recording = threading.get_ident()
 
@@ -142,7 +142,7 @@ def _layers_replaced(model: Model, note: Callable[..., Tensor]) -> Iterator[None
         if threading.get_ident() != recording:
             return real(hidden, *arguments, **options)
         hidden = note(hidden, *arguments, **options)
-        return (hidden, None) if model.family.returns_tuple else hidden
+        return (hidden, None) if tuples else hidden
 
     for layer in model.layers:
         layer.forward = partial(stand_in, layer.forward)

@@ -243,8 +243,7 @@ class Worker:
                 input_ids=ids,
                 attention_mask=mask,
                 position_ids=positions,
-                past_key_values=cache,
-                use_cache=True,
+                **self.model.remembering(cache),
             ).logits[:, -1]
             logits = logits.cpu()
             tokens = [writing.choose(row) for writing, row in zip(writings, logits, strict=True)]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from tqdm import tqdm
+from transformers import DynamicCache
 
 from ece.errors import UserError
 from ece.facts import DEMONSTRATED, read_counterfact, shipped_file
@@ -110,12 +111,11 @@ def _sampled(model: Model, length: int, rows: int = 64) -> Iterator[list[int]]:
     first = next((token for token in specials if isinstance(token, int)), 0)
     while True:
         ids = torch.full((rows, 1), first, device=model.device)
-        past = None
+        past = DynamicCache()
         new = ids
         for _ in tqdm(range(length), desc="sampling text", leave=False, disable=None):
-            out = model.network(new, past_key_values=past, use_cache=True)
-            past = out.past_key_values
-            probabilities = out.logits[:, -1].float().softmax(-1).cpu()
+            logits = model.network(new, **model.remembering(past)).logits
+            probabilities = logits[:, -1].float().softmax(-1).cpu()
             new = torch.multinomial(probabilities, 1, generator=generator).to(ids)
             ids = torch.cat([ids, new], dim=1)
         yield from ids[:, 1:].tolist()

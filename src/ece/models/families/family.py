@@ -21,6 +21,3 @@ class Family:
 
     transposed: bool = False
     """Whether the checkpoint keeps W as `[d_ff, d_model]` instead of `[d_model, d_ff]`."""
-
-    returns_tuple: bool = False
-    """Whether a decoder layer returns `(hidden, attention)` rather than the hidden states alone."""

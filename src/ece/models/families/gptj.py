@@ -7,5 +7,4 @@ FAMILY = Family(
     layers="transformer.h",
     ffn_output="mlp.fc_out",
     final_norm="transformer.ln_f",
-    returns_tuple=True,
 )
