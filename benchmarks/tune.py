@@ -3,9 +3,11 @@
 python benchmarks/tune.py --data counterfact.json [--methods rome,memit] [--trials 20] [--facts 200] [--out FOLDER]
 
 A trial edits facts in sequence and scores the edited model on their records. Trials are numbered; each method's n-th
-trial is drawn from its own space with the same seed, and the first one is the method as it is declared. Every trial is
-written to FOLDER/METHOD.jsonl when it is done: run again, the search goes on where it stopped. At the end the best
-trial of each method goes into the model's file of options (`src/ece/methods/hyperparameters`), with its source.
+trial is drawn from its own space with the same seed, and the first one is the method as it is declared. What a search
+for targets depends on is drawn first, and so is the same in the n-th trial of all methods that search alike: their
+searches are made once (FOLDER/targets). Every trial is written to FOLDER/METHOD.jsonl when it is done: run again, it
+goes on where it stopped. At the end the best trial of each method goes into the model's file of options
+(`src/ece/methods/hyperparameters`), with its source.
 """
 
 from __future__ import annotations
@@ -27,6 +29,9 @@ from ece.methods.presets import Preset, Setting, Size
 from ece.methods.recipe import PerFact, Recipe, TwoStep
 from ece.methods.recipes import RECIPES
 from ece.methods.registry import as_recipe
+from ece.methods.searching import Search, search
+from ece.studies.searches import Searches
+from ece.studies.setup import given_options
 from ece.targets.descent import LogOdds
 from ece.update.after import Prune, Rect
 from ece.update.solvers import Equality, LeastSquares, NullSpace
@@ -39,7 +44,7 @@ log = logging.getLogger("ece.tune")
 
 
 def drawn(recipe: Recipe, layers: int, generator: random.Random) -> dict[str, Any]:
-    """A point of a method's space: what every method has, and what its own choices have."""
+    """A point of a method's space: what its search depends on, then what its own choices have."""
 
     def logarithmic(low: float, high: float) -> float:
         return float(f"{math.exp(generator.uniform(math.log(low), math.log(high))):.2g}")
@@ -50,8 +55,6 @@ def drawn(recipe: Recipe, layers: int, generator: random.Random) -> dict[str, An
         "weights.clamp": logarithmic(0.3, 4),
         "weights.kl": generator.choice([0.0625, 0.25, 1.0]),
     }
-    if recipe.regularise:
-        point["regularise"] = logarithmic(10, 20_000)
     match recipe.targets:
         case PerFact(descent=LogOdds()):
             point["targets.descent.aim"] = round(generator.uniform(2, 6), 1)
@@ -59,6 +62,8 @@ def drawn(recipe: Recipe, layers: int, generator: random.Random) -> dict[str, An
             point["targets.descent.rate"] = logarithmic(0.1, 2)
         case TwoStep():
             point["targets.shared.rate"] = point["targets.own.rate"] = logarithmic(0.1, 2)
+    if recipe.regularise:
+        point["regularise"] = logarithmic(10, 20_000)
     match recipe.solve:
         case LeastSquares(ridge=ridge) if ridge:
             point["solve.ridge"] = logarithmic(0.1, 100)
@@ -80,14 +85,17 @@ def drawn(recipe: Recipe, layers: int, generator: random.Random) -> dict[str, An
     return point
 
 
-def tried(model: ece.Model, recipe: Recipe, records: list[Any], before: list[Any], batch_size: int) -> dict[str, Any]:
+def tried(
+    model: ece.Model, recipe: Recipe, records: list[Any], before: list[Any], batch_size: int, search: Search = search
+) -> dict[str, Any]:
     """Edit the facts in sequence, score them, and give the model back as it was."""
-    began, edits = time.monotonic(), []
+    began, edits = time.monotonic(), list[ece.Edit]()
     try:
-        for made in ece.edit_in_sequence(model, [record.fact() for record in records], recipe, batch_size):
+        facts = [record.fact() for record in records]
+        for made in ece.edit_in_sequence(model, facts, recipe, batch_size, search=search):
             edits.append(made)
-        seconds = time.monotonic() - began
         means = ece.summary(ece.evaluate(model, records), before)
+        seconds = sum(made.manifest.seconds for made in edits)  # a search that was made before counts as if it were not
         return {"score": means["score"].mean, "seconds": seconds, "metrics": {k: vars(m) for k, m in means.items()}}
     except (ece.UserError, ValueError, RuntimeError) as error:
         return {"score": 0.0, "seconds": time.monotonic() - began, "failed": str(error)}
@@ -121,6 +129,7 @@ def main(
     trials: Annotated[int, typer.Option(min=1, help="Of each method.")] = 20,
     facts: Annotated[int, typer.Option(min=1, help="Edited in a trial, from record 1000 on.")] = 200,
     batch_size: Annotated[int, typer.Option(min=1, help="Facts in a batch.")] = 100,
+    set: Annotated[list[str] | None, typer.Option(help="key=value, the same in every trial of all methods.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for the trials.")] = Path("docs/results/tuning"),
     write: Annotated[str, typer.Option(help="Name of the file of options; none: only the trials.")] = "smollm2-135m",
 ) -> None:
@@ -130,15 +139,18 @@ def main(
     loaded = ece.load(model)
     records = ece.read_counterfact(data)[TUNED][:facts]
     before = ece.evaluate(loaded, records)
+    given = given_options(set)
     names = methods.split(",") if methods else [recipe.name for recipe in RECIPES]
     found = {name: read(out / f"{name}.jsonl") for name in names}
     out.mkdir(parents=True, exist_ok=True)
+    searches = Searches(out / "targets")
     for number, name in tqdm([(number, name) for number in range(trials) for name in names], unit="trial"):
         if number < len(found[name]):
             continue
-        recipe = as_recipe(name)
-        options = drawn(recipe, len(loaded.layers), random.Random(number)) if number else {}
-        result = tried(loaded, recipe.with_options(options), records, before, batch_size)
+        recipe = as_recipe(name).with_options(given)
+        point = drawn(recipe, len(loaded.layers), random.Random(number)) if number else {}
+        options = point | given
+        result = tried(loaded, recipe.with_options(options), records, before, batch_size, searches)
         trial = {"trial": number, "options": options, **result, "facts": len(records), "batch_size": batch_size}
         with (out / f"{name}.jsonl").open("a", encoding="utf-8") as lines:
             lines.write(json.dumps(trial) + "\n")

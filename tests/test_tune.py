@@ -16,6 +16,7 @@ from ece.evaluation.means import Mean
 from ece.methods.presets import Preset
 from ece.methods.recipes import RECIPES
 from ece.methods.registry import as_recipe
+from ece.studies.searches import Searches
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
@@ -30,6 +31,23 @@ def test_every_point_is_a_valid_choice(name: str):
         assert recipe != as_recipe(name)
         assert max(recipe.edited) < 15
         assert point == tune.drawn(as_recipe(name), 30, random.Random(number))
+
+
+def test_methods_that_search_alike_draw_the_same_searches():
+    """What `studies/searches.py` counts as the same search: its layers, its loss, its descent."""
+    for number in range(1, 30):
+        points = [tune.drawn(as_recipe(name), 30, random.Random(number)) for name in ("memit", "alphaedit", "prune")]
+        of_search = [{k: v for k, v in p.items() if k.startswith(("layers", "weights", "targets"))} for p in points]
+        assert of_search[0] == of_search[1] == of_search[2]
+        assert len({json.dumps(point) for point in points}) > 1
+
+
+def test_what_is_given_is_the_same_in_every_trial(quick: dict[str, int], tmp_path: Path):
+    arguments: dict[str, Any] = {"data": tmp_path, "model": "", "facts": 3, "batch_size": 2, "out": tmp_path / "trials"}
+    tune.main(**arguments, methods="memit", trials=3, write="none", set=["weights.clamp=0.5", "targets_from=original"])
+    lines = [json.loads(line) for line in (tmp_path / "trials" / "memit.jsonl").read_text().splitlines()]
+    assert [line["score"] for line in lines] == [50.5] * 3
+    assert all(line["options"]["targets_from"] == "original" for line in lines)
 
 
 @pytest.fixture
@@ -68,17 +86,31 @@ def test_the_same_budget_for_all_resumed_and_kept(
     assert preset.model.model_type == "llama"
 
 
+class Record:
+    def __init__(self, fact: ece.Fact):
+        self.fact = lambda: fact
+
+
+def test_a_search_is_made_once_for_methods_that_search_alike(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    model = make.build("llama")
+    monkeypatch.setattr(ece, "evaluate", lambda *_: [])
+    monkeypatch.setattr(ece, "summary", lambda *_: {"score": Mean(70.0, 1.0, 1)})
+    options = {"layers": "1-2", "tokens": 512, "targets.descent.steps": 2, "targets_from": "original"}
+    for name in ("memit", "alphaedit", "prune"):
+        recipe = as_recipe(name).with_options(options)
+        found = tune.tried(model, recipe, [Record(fact) for fact in make.FACTS], [], 3, Searches(tmp_path / "targets"))
+        assert found["score"] == 70
+        assert found["seconds"] > 0
+    batches = -(-len(make.FACTS) // 3)
+    assert len(list((tmp_path / "targets").glob("*.safetensors"))) == batches
+
+
 def test_a_trial_gives_the_model_back(monkeypatch: pytest.MonkeyPatch):
     model = make.build("llama")
     before = [model.weight(layer).clone() for layer in range(4)]
     monkeypatch.setattr(ece, "evaluate", lambda *_: [])
     monkeypatch.setattr(ece, "summary", lambda *_: {"score": Mean(70.0, 1.0, 1)})
     recipe = as_recipe("memit").with_options({"layers": "1-2", "tokens": 512, "targets.descent.steps": 2})
-
-    class Record:
-        def __init__(self, fact: ece.Fact):
-            self.fact = lambda: fact
-
     found = tune.tried(model, recipe, [Record(fact) for fact in make.FACTS], [], 3)
     assert found["score"] == 70
     failed = tune.tried(model, recipe.with_options({"layers": "1-9"}), [Record(make.FACTS[0])], [], 3)
