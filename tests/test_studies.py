@@ -25,6 +25,7 @@ from ece.errors import UserError
 from ece.evaluation.means import Mean
 from ece.facts import shipped_file
 from ece.methods import engine
+from ece.methods.registry import as_recipe
 from ece.methods.searching import search
 from ece.models import Model
 from ece.studies import measures, runner, searches
@@ -40,6 +41,7 @@ from ece.studies.statistics import of_values, paired
 from ece.studies.store import Store
 from ece.studies.studying import Studying
 from ece.studies.tables import Table
+from ece.targets.warm import WarmStart
 
 FAST = {"layers": "1-2", "tokens": "512", "targets.descent.evaluations": "2"}
 SHIPPED = shipped_file()
@@ -156,6 +158,17 @@ def test_runs_that_differ_after_the_search_share_it(
     assert len(made) == expected
     assert together == [found([cell], f"alone-{i}")[0] for i, cell in enumerate(cells)]
     assert together[0] != together[1]
+
+
+def test_a_damaged_search_is_made_again(tiny_llama: Model, tmp_path: Path) -> None:
+    recipe, facts = as_recipe("memit").with_options({"layers": "1-2", "targets.descent.steps": 2}), make.FACTS[:2]
+    kept = searches.Searches(tmp_path / "targets")
+    first = kept(tiny_llama, facts, recipe, WarmStart(), [""])
+    (file,) = (tmp_path / "targets").glob("*.safetensors")
+    file.write_bytes(file.read_bytes()[:-8])
+    again = kept(tiny_llama, facts, recipe, WarmStart(), [""])
+    assert again.solved.delta.equal(first.solved.delta)
+    assert again.seconds != first.seconds
 
 
 def test_a_part_of_what_was_measured_is_not_measured_again(tiny_llama: Model, tmp_path: Path, calls: Calls) -> None:

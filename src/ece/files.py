@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import tempfile
@@ -10,6 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import platformdirs
+from safetensors import SafetensorError, safe_open
+
+log = logging.getLogger(__name__)
 
 
 def cache_folder() -> Path:
@@ -68,3 +72,15 @@ def onto_disk(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def sound(file: Path) -> bool:
+    """Whether a file of tensors is there and whole. For what is kept to save time: a damaged one is made again."""
+    try:
+        with safe_open(file, framework="pt"):
+            return True
+    except FileNotFoundError:
+        return False
+    except SafetensorError as error:
+        log.warning("%s is damaged (%s), and made again", file, error)
+        return False

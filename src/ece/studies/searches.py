@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save, save_file
 from torch import Tensor
 
 from ece.facts import Fact
-from ece.files import new_file
+from ece.files import new_file, sound
 from ece.methods.recipe import Recipe, TwoStep
 from ece.methods.searching import Sought, search
 from ece.models import Model
@@ -38,7 +38,7 @@ class Searches:
         place = self.folder / f"{decided_by(model, facts, recipe, warm, before)}.safetensors"
         place.parent.mkdir(exist_ok=True)
         with FileLock(place.with_suffix(".lock")):
-            if not place.exists():
+            if not sound(place):
                 sought = search(model, facts, recipe, warm, before)
                 with new_file(place) as temporary:
                     save_file(_tensors(sought), temporary, {"seconds": str(sought.seconds)})

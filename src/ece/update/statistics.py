@@ -11,13 +11,13 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
 from ece.errors import UserError
-from ece.files import cache_folder, new_file
+from ece.files import cache_folder, new_file, sound
 from ece.models.model import Model
 from ece.models.replay import keys_captured, record
 from ece.update.corpus import Corpus, corpus
@@ -59,7 +59,7 @@ def key_statistics(
     tokens = tokens or TOKENS_PER_NEURON * model.d_ff
     source = corpus(text)
     files = {layer: folder / f"{_key(model, layer, source, tokens, window)}.safetensors" for layer in layers}
-    missing = [layer for layer, file in files.items() if not _sound(file)]
+    missing = [layer for layer, file in files.items() if not sound(file)]
     if missing:
         moments, count = _streamed(model, missing, source, tokens, window, folder)
         for layer in missing:
@@ -67,18 +67,6 @@ def key_statistics(
             with new_file(files[layer]) as file:
                 save_file({"moment": (moments[layer] / count).float().cpu()}, file, about)
     return {layer: load_file(file)["moment"].to(model.weight(layer).device) for layer, file in files.items()}
-
-
-def _sound(file: Path) -> bool:
-    """Whether a file is there and whole; a damaged one is made again."""
-    try:
-        with safe_open(file, framework="pt"):
-            return True
-    except FileNotFoundError:
-        return False
-    except SafetensorError as error:
-        log.warning("%s is damaged (%s), and made again", file, error)
-        return False
 
 
 def statistics_key(model: Model, text: str = DEFAULT_CORPUS, *, tokens: int | None = None, window: int = WINDOW) -> str:
@@ -118,7 +106,7 @@ def _streamed(
 
 
 def _resumed(model: Model, layers: Sequence[int], partial: Path) -> tuple[dict[int, Tensor], int]:
-    if _sound(partial):
+    if sound(partial):
         with safe_open(partial, framework="pt") as file:
             done = int(file.metadata()["windows"])
             sums = {layer: file.get_tensor(str(layer)).to(model.weight(layer).device) for layer in layers}
