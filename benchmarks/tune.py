@@ -149,7 +149,7 @@ def main(
             continue
         recipe = as_recipe(name).with_options(given)
         point = drawn(recipe, len(loaded.layers), random.Random(number)) if number else {}
-        options = point | given
+        options = given | {name: value for name, value in point.items() if name not in given}
         result = tried(loaded, recipe.with_options(options), records, before, batch_size, searches)
         trial = {"trial": number, "options": options, **result, "facts": len(records), "batch_size": batch_size}
         with (out / f"{name}.jsonl").open("a", encoding="utf-8") as lines:

@@ -50,6 +50,15 @@ def test_what_is_given_is_the_same_in_every_trial(quick: dict[str, int], tmp_pat
     assert all(line["options"]["targets_from"] == "original" for line in lines)
 
 
+def test_what_is_given_leaves_what_is_drawn(quick: dict[str, int], tmp_path: Path):
+    """A given kind of descent comes first, so that the drawn parts of it are not lost."""
+    arguments: dict[str, Any] = {"data": tmp_path, "model": "", "facts": 3, "batch_size": 2, "out": tmp_path / "trials"}
+    tune.main(**arguments, methods="memit", trials=2, write="none", set=["targets.descent=log-odds"])
+    lines = [json.loads(line) for line in (tmp_path / "trials" / "memit.jsonl").read_text().splitlines()]
+    aim = lines[1]["options"]["targets.descent.aim"]
+    assert as_recipe("memit").with_options(lines[1]["options"]).options()["targets"]["descent"]["aim"] == aim != 4.0
+
+
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     """A search whose trials cost nothing: the score is the number of the trial's options."""

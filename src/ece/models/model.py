@@ -98,10 +98,15 @@ class Model:
             handle.remove()
         return isinstance(seen[0], tuple)
 
-    def remembering(self, past: Any) -> dict[str, Any]:
-        """What hands the network a past: the argument's name differs between releases of transformers."""
+    @cached_property
+    def past_argument(self) -> str:
+        """What the network calls a past: releases of transformers differ."""
         named = inspect.signature(self.network.base_model.forward).parameters
-        return {"cache" if "cache" in named else "past_key_values": past, "use_cache": True}
+        return "cache" if "cache" in named else "past_key_values"
+
+    def remembering(self, past: Any) -> dict[str, Any]:
+        """What hands the network a past."""
+        return {self.past_argument: past, "use_cache": True}
 
     @property
     def final_norm(self) -> nn.Module:

@@ -87,7 +87,7 @@ class Replay:
         for layer in range(start, stop):
             arguments, options = self.calls[layer]
             output = self.model.layers[layer](hidden, *arguments, **options)
-            hidden = output[0] if self.model.layers_return_tuples else output
+            hidden = output[0] if isinstance(output, tuple) else output
         return hidden
 
 
