@@ -5,9 +5,10 @@ python benchmarks/tune.py --data counterfact.json [--methods rome,memit] [--tria
 A trial edits facts in sequence and scores the edited model on their records. Trials are numbered; each method's n-th
 trial is drawn from its own space with the same seed, and the first one is the method as it is declared. What a search
 for targets depends on is drawn first, and so is the same in the n-th trial of all methods that search alike: their
-searches are made once (FOLDER/targets). Every trial is written to FOLDER/METHOD.jsonl when it is done: run again, it
-goes on where it stopped. At the end the best trial of each method goes into the model's file of options
-(`src/ece/methods/hyperparameters`), with its source.
+searches are made once (FOLDER/targets); with `--one-search` it is not drawn at all, and one search serves all trials.
+Every trial is written to FOLDER/METHOD.jsonl when it is done: run again, it goes on where it stopped. At the end what
+was drawn in the best trial of each method goes into the model's file of options (`src/ece/methods/hyperparameters`),
+with its source.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import logging
 import math
 import random
 import time
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,13 +28,15 @@ from tqdm import tqdm
 
 import ece
 from ece.files import new_file
+from ece.methods.finetune import FineTuning
+from ece.methods.grace import Grace
+from ece.methods.method import Method
 from ece.methods.presets import Preset, Setting, Size
 from ece.methods.recipe import PerFact, Recipe, TwoStep
-from ece.methods.recipes import RECIPES
-from ece.methods.registry import as_recipe
+from ece.methods.registry import METHODS
 from ece.methods.searching import Search, search
 from ece.studies.searches import Searches
-from ece.studies.setup import given_options
+from ece.studies.setup import given_options, given_to
 from ece.targets.descent import LogOdds
 from ece.update.after import Prune, Rect
 from ece.update.solvers import Equality, LeastSquares, NullSpace
@@ -40,53 +45,103 @@ TUNED = slice(1000, 2000)
 """Records that may be tuned on."""
 
 OPTIONS = Path(__file__).parents[1] / "src" / "ece" / "methods" / "hyperparameters"
+DRAWN = (Recipe, FineTuning, Grace)
+"""Kinds of methods that have something to draw; MEND and SERAC are trained instead."""
+
 log = logging.getLogger("ece.tune")
 
 
-def drawn(recipe: Recipe, layers: int, generator: random.Random) -> dict[str, Any]:
-    """A point of a method's space: what its search depends on, then what its own choices have."""
+Point = dict[str, Any]
+"""Options by dotted name."""
 
-    def logarithmic(low: float, high: float) -> float:
-        return float(f"{math.exp(generator.uniform(math.log(low), math.log(high))):.2g}")
 
-    last = generator.randrange(max(1, layers // 8), max(2, layers // 2))
-    point: dict[str, Any] = {
-        "layers": list(range(max(0, last - 4), last + 1)),
-        "weights.clamp": logarithmic(0.3, 4),
-        "weights.kl": generator.choice([0.0625, 0.25, 1.0]),
-    }
-    match recipe.targets:
-        case PerFact(descent=LogOdds()):
-            point["targets.descent.aim"] = round(generator.uniform(2, 6), 1)
-        case PerFact():
-            point["targets.descent.rate"] = logarithmic(0.1, 2)
-        case TwoStep():
-            point["targets.shared.rate"] = point["targets.own.rate"] = logarithmic(0.1, 2)
-    if recipe.regularise:
-        point["regularise"] = logarithmic(10, 20_000)
-    match recipe.solve:
-        case LeastSquares(ridge=ridge) if ridge:
-            point["solve.ridge"] = logarithmic(0.1, 100)
-        case Equality() if recipe.at_once != 1:
-            point["solve.slack"] = generator.choice([0.0, logarithmic(1e-3, 1)])
-        case NullSpace():
-            point["solve.threshold"] = logarithmic(1e-3, 1)
-            point["solve.ridge"] = logarithmic(0.1, 100)
-    match recipe.after:
-        case Prune():
-            point["after.base"] = round(generator.uniform(1.2, 4), 1)
-        case Rect():
-            point["after.share"] = round(generator.uniform(0.2, 0.8), 1)
-    if recipe.neurons.p < 1:
-        point["neurons.p"] = round(generator.uniform(0.6, 1.0), 2)
-    if recipe.rounds.at_most > 1:
-        point["rounds.at_most"] = generator.choice([2, 3])
-        point["rounds.above"] = logarithmic(0.01, 10)
-    return point
+@dataclass(frozen=True)
+class Draw:
+    """Where a method's options are drawn from."""
+
+    generator: random.Random
+    layers: int
+    """The model's."""
+
+    def logarithmic(self, low: float, high: float) -> float:
+        """Two digits, evenly on a logarithmic scale."""
+        return float(f"{math.exp(self.generator.uniform(math.log(low), math.log(high))):.2g}")
+
+    def search(self, recipe: Recipe) -> Point:
+        """What a recipe's search for targets depends on."""
+        last = self.generator.randrange(max(1, self.layers // 8), max(2, self.layers // 2))
+        point: Point = {
+            "layers": list(range(max(0, last - 4), last + 1)),
+            "weights.clamp": self.logarithmic(0.3, 4),
+            "weights.kl": self.generator.choice([0.0625, 0.25, 1.0]),
+        }
+        match recipe.targets:
+            case PerFact(descent=LogOdds()):
+                point["targets.descent.aim"] = round(self.generator.uniform(2, 6), 1)
+            case PerFact():
+                point["targets.descent.rate"] = self.logarithmic(0.1, 2)
+            case TwoStep():
+                point["targets.shared.rate"] = point["targets.own.rate"] = self.logarithmic(0.1, 2)
+        return point
+
+    def update(self, recipe: Recipe) -> Point:
+        """What a recipe has of its own in neurons, solving and what follows it."""
+        point: Point = {}
+        if recipe.regularise:
+            point["regularise"] = self.logarithmic(10, 20_000)
+        match recipe.solve:
+            case LeastSquares(ridge=ridge) if ridge:
+                point["solve.ridge"] = self.logarithmic(0.1, 100)
+            case Equality() if recipe.at_once != 1:
+                point["solve.slack"] = self.generator.choice([0.0, self.logarithmic(1e-3, 1)])
+            case NullSpace():
+                point["solve.threshold"] = self.logarithmic(1e-3, 1)
+                point["solve.ridge"] = self.logarithmic(0.1, 100)
+        match recipe.after:
+            case Prune():
+                point["after.base"] = round(self.generator.uniform(1.2, 4), 1)
+            case Rect():
+                point["after.share"] = round(self.generator.uniform(0.2, 0.8), 1)
+        if recipe.neurons.p < 1:
+            point["neurons.p"] = round(self.generator.uniform(0.6, 1.0), 2)
+        if recipe.rounds.at_most > 1:
+            point["rounds.at_most"] = self.generator.choice([2, 3])
+            point["rounds.above"] = self.logarithmic(0.01, 10)
+        return point
+
+    def training(self, tuning: FineTuning) -> Point:
+        """Of fine-tuning."""
+        point: Point = {
+            "layers": [self.generator.randrange(self.layers - 1)],
+            "rate": self.logarithmic(2e-4, 2e-2),
+        }
+        if tuning.bound:
+            point["bound"] = self.logarithmic(5e-4, 5e-2)
+        if tuning.decay:
+            point["decay"] = self.logarithmic(1e-5, 2e-2)
+        return point
+
+    def codebook(self, _: Grace) -> Point:
+        """Of GRACE."""
+        return {"layer": self.generator.randrange(self.layers - 1), "epsilon": self.logarithmic(0.3, 100)}
+
+
+def drawn(method: Method, layers: int, number: int, *, one_search: bool = False) -> Point:
+    """A method's n-th point."""
+    draw = Draw(random.Random(number), layers)
+    match method:
+        case Recipe():
+            return ({} if one_search else draw.search(method)) | draw.update(method)
+        case FineTuning():
+            return draw.training(method)
+        case Grace():
+            return draw.codebook(method)
+        case _:
+            raise ece.UserError(f"{method.name} has nothing that is drawn here; leave it out of --methods")
 
 
 def tried(
-    model: ece.Model, recipe: Recipe, records: list[Any], before: list[Any], batch_size: int, search: Search = search
+    model: ece.Model, recipe: Method, records: list[Any], before: list[Any], batch_size: int, search: Search = search
 ) -> dict[str, Any]:
     """Edit the facts in sequence, score them, and give the model back as it was."""
     began, edits = time.monotonic(), list[ece.Edit]()
@@ -109,15 +164,18 @@ def read(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
-def keep_best(model: ece.Model, file: Path, found: dict[str, list[dict[str, Any]]], about: str) -> None:
-    """Write each method's best trial into the model's file of options; what is there of other methods stays."""
+def keep_best(
+    model: ece.Model, file: Path, found: dict[str, list[dict[str, Any]]], given: Iterable[str], about: str
+) -> None:
+    """Write what was drawn in each method's best trial into the model's file of options; other methods' stay."""
     preset = (
         Preset.model_validate_json(file.read_bytes()) if file.exists() else Preset(model=Size.of(model), methods={})
     )
     for name, trials in found.items():
         best = max(trials, key=lambda trial: trial["score"])
         source = f"benchmarks/tune.py, {about}, the best of {len(trials)} trials: score {best['score']:.1f}"
-        preset.methods[name] = Setting(source=source, options=best["options"])
+        options = {key: value for key, value in best["options"].items() if key not in given}
+        preset.methods[name] = Setting(source=source, options=options)
     with new_file(file) as temporary:
         temporary.write_text(preset.model_dump_json(indent=1, exclude_none=True) + "\n", encoding="utf-8")
 
@@ -129,7 +187,11 @@ def main(
     trials: Annotated[int, typer.Option(min=1, help="Of each method.")] = 20,
     facts: Annotated[int, typer.Option(min=1, help="Edited in a trial, from record 1000 on.")] = 200,
     batch_size: Annotated[int, typer.Option(min=1, help="Facts in a batch.")] = 100,
-    set: Annotated[list[str] | None, typer.Option(help="key=value, the same in every trial of all methods.")] = None,
+    set: Annotated[
+        list[str] | None, typer.Option(help="key=value, for all trials of all methods that have it.")
+    ] = None,
+    one_search: Annotated[bool, typer.Option("--one-search", help="Draw nothing that a search depends on.")] = False,
+    neighbours: Annotated[int | None, typer.Option(help="Of each record, measured in a trial; all by default.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for the trials.")] = Path("docs/results/tuning"),
     write: Annotated[str, typer.Option(help="Name of the file of options; none: only the trials.")] = "smollm2-135m",
 ) -> None:
@@ -137,20 +199,24 @@ def main(
     logging.basicConfig(level=logging.WARNING)
     log.setLevel(logging.INFO)
     loaded = ece.load(model)
-    records = ece.read_counterfact(data)[TUNED][:facts]
+    records = [
+        record.model_copy(update={"neighborhood_prompts": record.neighborhood_prompts[:neighbours]})
+        for record in ece.read_counterfact(data)[TUNED][:facts]
+    ]
     before = ece.evaluate(loaded, records)
-    given = given_options(set)
-    names = methods.split(",") if methods else [recipe.name for recipe in RECIPES]
+    asked = given_options(set)
+    names = methods.split(",") if methods else [name for name, of in METHODS.items() if isinstance(of, DRAWN)]
     found = {name: read(out / f"{name}.jsonl") for name in names}
     out.mkdir(parents=True, exist_ok=True)
     searches = Searches(out / "targets")
     for number, name in tqdm([(number, name) for number in range(trials) for name in names], unit="trial"):
         if number < len(found[name]):
             continue
-        recipe = as_recipe(name).with_options(given)
-        point = drawn(recipe, len(loaded.layers), random.Random(number)) if number else {}
+        given = given_to(METHODS[name], asked)
+        declared = METHODS[name].with_options(given)
+        point = drawn(declared, len(loaded.layers), number, one_search=one_search) if number else {}
         options = given | {name: value for name, value in point.items() if name not in given}
-        result = tried(loaded, recipe.with_options(options), records, before, batch_size, searches)
+        result = tried(loaded, declared.with_options(options), records, before, batch_size, searches)
         trial = {"trial": number, "options": options, **result, "facts": len(records), "batch_size": batch_size}
         with (out / f"{name}.jsonl").open("a", encoding="utf-8") as lines:
             lines.write(json.dumps(trial) + "\n")
@@ -158,7 +224,8 @@ def main(
         log.info("%s, trial %d: score %.1f in %.0f s, %s", name, number, trial["score"], trial["seconds"], options)
     if write != "none":
         about = f"{len(records)} CounterFact records from 1000 on in batches of {batch_size}"
-        keep_best(loaded, OPTIONS / f"{write}.json", found, about)
+        about += "".join(f", {key}={value}" for key, value in asked.items())
+        keep_best(loaded, OPTIONS / f"{write}.json", found, asked, about)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,6 @@ from ece.methods.registry import as_recipe
 from ece.methods.searching import cluster
 from ece.methods.subjects import Subjects
 from ece.models import Model
-from ece.models.replay import keys_captured
 from ece.targets.descent import Adam
 
 LAYERS = (1, 2)
@@ -47,9 +46,7 @@ def recipe(score: str = "rs", p: float = 0.8, two_step: bool = True, **changes: 
 @torch.no_grad()
 def keys_of(model: Model, facts: list[Fact], before: list[str]) -> dict[int, torch.Tensor]:
     subjects = Subjects.prepare(model, facts, LAYERS[0], before)
-    with keys_captured(model, LAYERS) as captured:
-        subjects.replay.run(subjects.entering, LAYERS[0], LAYERS[-1] + 1)
-    return {layer: subjects.key(states) for layer, states in captured.items()}
+    return {layer: read.key for layer, read in subjects.along(LAYERS)}
 
 
 def printed(explanation: Explanation, **options: int) -> str:

@@ -23,7 +23,6 @@ from ece.methods.registry import as_recipe
 from ece.methods.subjects import Subjects
 from ece.methods.writing import statistics
 from ece.models import LowRank, Model
-from ece.models.replay import keys_captured
 from ece.targets.descent import Adam, LogOdds, PairedAdam
 from ece.update.after import Prune, Rect
 from ece.update.solve import least_squares, shrunk
@@ -142,21 +141,19 @@ def test_the_shared_engine_gives_the_bits_it_gave(name: str, more_facts: list[Fa
     wanted, entering = made.hidden + made.delta, subjects.entering
     with torch.no_grad(), model.overlay.trial(model) as lay:
         for place, layer in enumerate(LAYERS):
-            with keys_captured(model, [layer]) as captured:
-                now = subjects.state(subjects.replay.run(entering, layer, LAST + 1))
-            residual = (wanted - now) / (len(LAYERS) - place)
+            read = subjects.read(entering, layer, LAST, "layer", "prompt")
+            residual = (wanted - read.now) / (len(LAYERS) - place)
             kept = recipe.regularise * shrunk(statistic[layer], recipe.shrink)
             if recipe.history:
                 kept += history.moments[layer]
             if recipe.keep_prompts:
-                around = subjects.around(captured[layer]).double()
-                kept += around.T @ around
-            change = rounded(least_squares(kept, subjects.key(captured[layer]), residual, made.deltas[layer].neurons))
+                kept += read.around.double().T @ read.around.double()
+            change = rounded(least_squares(kept, read.key, residual, made.deltas[layer].neurons))
             assert torch.equal(change.left, made.deltas[layer].left)
             assert torch.equal(change.right, made.deltas[layer].right)
             lay({layer: change})
             if layer != LAST:
-                entering = subjects.replay.run(entering, layer, layer + 1)
+                entering = subjects.run(entering, layer, layer + 1)
 
 
 # --- ROME and R-ROME

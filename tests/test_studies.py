@@ -349,6 +349,16 @@ def test_options_go_to_the_methods_that_have_them(tiny_llama: Model) -> None:
         setup(tiny_llama, options={"mimet:layers": "3"}).check()
 
 
+def test_a_presets_options_stand_below_the_users(tiny_llama: Model) -> None:
+    presets = {"memit": {"layers": [1, 2], "regularise": 7.0}}
+    one = setup(tiny_llama, chosen=("ece", "memit"), options={"layers": "1", "memit:contexts": "2"}, presets=presets)
+    assert one.run("memit").changes == {"layers": "1", "regularise": 7.0, "contexts": "2"}
+    assert one.run("ece").changes == {"layers": "1"}
+    assert one.run("memit", {"regularise": 9.0}).changes["regularise"] == 9.0
+    alone = setup(tiny_llama, chosen=("memit",), options={}, presets=presets)
+    assert one.run("memit", {"contexts": 5, "layers": (1, 2)}).options == alone.run("memit").options
+
+
 @pytest.mark.parametrize("edits", [1, 3, 8, 20])
 def test_counts_end_with_batches(tiny_llama: Model, edits: int) -> None:
     counts = setup(tiny_llama, edits=edits, batch_size=3).counts(4)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,33 +12,56 @@ import tiny as make
 
 import ece
 from ece.evaluation.means import Mean
+from ece.facts import shipped_file
 from ece.methods.presets import Preset
+from ece.methods.recipe import Recipe
 from ece.methods.recipes import RECIPES
-from ece.methods.registry import as_recipe
+from ece.methods.registry import METHODS, as_recipe
 from ece.studies.searches import Searches
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
 import tune  # noqa: E402
 
+TUNABLE = [name for name, method in METHODS.items() if isinstance(method, tune.DRAWN)]
 
-@pytest.mark.parametrize("name", [recipe.name for recipe in RECIPES])
+
+@pytest.mark.parametrize("name", TUNABLE)
 def test_every_point_is_a_valid_choice(name: str):
+    declared = METHODS[name]
     for number in range(1, 30):
-        point = tune.drawn(as_recipe(name), 30, random.Random(number))
-        recipe = as_recipe(name).with_options(point)
-        assert recipe != as_recipe(name)
-        assert max(recipe.edited) < 15
-        assert point == tune.drawn(as_recipe(name), 30, random.Random(number))
+        point = tune.drawn(declared, 30, number)
+        chosen = declared.with_options(point)
+        assert chosen != declared
+        if isinstance(chosen, Recipe):
+            assert max(chosen.edited) < 15
+        assert point == tune.drawn(declared, 30, number)
+
+
+def test_what_is_trained_is_not_drawn():
+    assert {"mend", "serac"}.isdisjoint(TUNABLE)
+    with pytest.raises(ece.UserError, match="serac has nothing that is drawn"):
+        tune.drawn(METHODS["serac"], 30, 1)
+
+
+def of_search(point: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in point.items() if key.startswith(("layers", "weights", "targets"))}
 
 
 def test_methods_that_search_alike_draw_the_same_searches():
     """What `studies/searches.py` counts as the same search: its layers, its loss, its descent."""
     for number in range(1, 30):
-        points = [tune.drawn(as_recipe(name), 30, random.Random(number)) for name in ("memit", "alphaedit", "prune")]
-        of_search = [{k: v for k, v in p.items() if k.startswith(("layers", "weights", "targets"))} for p in points]
-        assert of_search[0] == of_search[1] == of_search[2]
+        points = [tune.drawn(METHODS[name], 30, number) for name in ("memit", "alphaedit", "prune")]
+        searches = [of_search(point) for point in points]
+        assert searches[0] == searches[1] == searches[2] != {}
         assert len({json.dumps(point) for point in points}) > 1
+
+
+@pytest.mark.parametrize("name", [recipe.name for recipe in RECIPES])
+def test_one_search_leaves_what_a_search_depends_on(name: str):
+    points = [tune.drawn(METHODS[name], 30, number, one_search=True) for number in range(1, 30)]
+    assert all(of_search(point) == {} for point in points)
+    assert name in ("rome", "r-rome") or len({json.dumps(point) for point in points}) > 1
 
 
 def test_what_is_given_is_the_same_in_every_trial(quick: dict[str, int], tmp_path: Path):
@@ -68,9 +90,10 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
         trials[recipe.name] = trials.get(recipe.name, 0) + 1
         return {"score": 50 + recipe.weights.clamp, "seconds": 0.0, "metrics": {}}
 
+    shipped = ece.read_counterfact(shipped_file())
     monkeypatch.setattr(tune, "tried", tried)
     monkeypatch.setattr(ece, "load", lambda _: make.build("llama"))
-    monkeypatch.setattr(ece, "read_counterfact", lambda _: [None] * 2000)
+    monkeypatch.setattr(ece, "read_counterfact", lambda _: shipped * 40)
     monkeypatch.setattr(ece, "evaluate", lambda *_: [])
     return trials
 
@@ -93,6 +116,30 @@ def test_the_same_budget_for_all_resumed_and_kept(
     assert preset.methods["memit"].options == best["options"]
     assert "5 trials" in preset.methods["memit"].source
     assert preset.model.model_type == "llama"
+
+
+def test_what_was_given_is_said_and_not_kept(quick: dict[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The file of options has what was drawn; what all trials had in common is in its source."""
+    monkeypatch.setattr(tune, "OPTIONS", tmp_path)
+    arguments: dict[str, Any] = {"data": tmp_path, "model": "", "facts": 3, "batch_size": 2, "out": tmp_path / "trials"}
+    tune.main(**arguments, methods="alphaedit", trials=4, write="tiny", one_search=True, set=["targets_from=original"])
+    kept = Preset.model_validate_json((tmp_path / "tiny.json").read_bytes()).methods["alphaedit"]
+    assert "targets_from=original" in kept.source
+    assert "targets_from" not in kept.options
+    assert kept.options.keys() <= {"solve.threshold", "solve.ridge"}
+
+
+def test_fewer_neighbours_are_measured(quick: dict[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    seen: list[int] = []
+
+    def tried(model: ece.Model, method: Any, records: list[Any], *_: Any) -> dict[str, Any]:
+        seen.extend(len(record.neighborhood_prompts) for record in records)
+        return {"score": 1.0, "seconds": 0.0, "metrics": {}}
+
+    monkeypatch.setattr(tune, "tried", tried)
+    arguments: dict[str, Any] = {"data": tmp_path, "model": "", "facts": 3, "batch_size": 2, "out": tmp_path / "trials"}
+    tune.main(**arguments, methods="ft-l", trials=1, write="none", neighbours=2)
+    assert seen == [2, 2, 2]
 
 
 class Record:

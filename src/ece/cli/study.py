@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,7 +10,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from ece.cli.options import AsJson, DeviceMap, Dtype, ModelName, RemoteCode
+from ece.cli.options import AsJson, DeviceMap, Dtype, ModelName, Preset, RemoteCode
 from ece.cli.output import err, show
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ def study(
     options: Annotated[
         list[str] | None, typer.Option("--set", help="key=value for all methods, METHOD:key=value for one.")
     ] = None,
+    preset: Preset = "auto",
     plan: Annotated[bool, typer.Option("--plan", help="Only say what there is to do, and how long it takes.")] = False,
     dtype: Dtype = "auto",
     device_map: DeviceMap = None,
@@ -49,6 +51,7 @@ def study(
     as_json: AsJson = False,
 ) -> None:
     """Measure what the paper measures: tables, figures and a report. Run again, it goes on where it stopped."""
+    from ece.methods.presets import preset_options
     from ece.models import load
     from ece.studies.inputs import Inputs
     from ece.studies.plan import total
@@ -61,6 +64,7 @@ def study(
     loaded = load(model, dtype=dtype, device_map=device_map, trust_remote_code=trust_remote_code)
     names = [method.strip() for method in (methods or "").split(",") if method.strip()]
     setup = Setup(loaded, inputs, names, edits, batch_size, limit, given, texts)
+    setup = replace(setup, presets=preset_options(setup.methods, loaded, preset))
     studying = Studying.begin(chosen, setup, output)
     timings = studying.timings()
     steps = studying.plan(timings)

@@ -19,9 +19,8 @@ from ece.methods.engine import with_layers, written_contexts
 from ece.methods.recall import recalled
 from ece.methods.recipe import Neurons, Recipe, TwoStep
 from ece.methods.registry import as_recipe
-from ece.methods.subjects import Subjects
+from ece.methods.subjects import keys
 from ece.models import Model
-from ece.models.replay import keys_captured
 from ece.targets.clusters import grouped, jaccard_distances
 
 FACTS_AT_ONCE = 100
@@ -169,12 +168,7 @@ def _mean_distance(distances: Tensor) -> float:
 
 def _keys(model: Model, facts: Sequence[Fact], layers: Sequence[int], before: Sequence[str]) -> dict[int, Tensor]:
     """K1 by layer `[facts, d_ff]`, signed."""
-    parts: list[dict[int, Tensor]] = []
-    for some in batches(facts, FACTS_AT_ONCE):
-        subjects = Subjects.prepare(model, some, layers[0], before)
-        with keys_captured(model, layers) as captured:
-            subjects.replay.run(subjects.entering, layers[0], layers[-1] + 1)
-        parts.append({layer: subjects.key(captured[layer]) for layer in layers})
+    parts = [keys(model, some, layers, before) for some in batches(facts, FACTS_AT_ONCE)]
     return {layer: torch.cat([part[layer] for part in parts]) for layer in layers}
 
 

@@ -100,7 +100,7 @@ def whitened(model: Model, facts: Sequence[Fact], recipe: Recipe) -> Tensor:
     The update moves an output by R K1^T C^-1 k: this cosine tells how much of one fact's change the other gets.
     """
     layer = recipe.edited[-1]
-    found = torch.cat([keys(model, some, layer, layer)[layer] for some in batches(facts, FACTS_AT_ONCE)])
+    found = torch.cat([keys(model, some, [layer])[layer] for some in batches(facts, FACTS_AT_ONCE)])
     moment = statistics(model, recipe)[layer].double()
     moment.diagonal().add_(1e-3 * moment.diagonal().mean())
     factor = torch.linalg.cholesky(moment)

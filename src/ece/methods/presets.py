@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
@@ -62,31 +63,41 @@ def presets() -> dict[str, Preset]:
 
 
 def with_preset(recipe: M, model: Model, name: str = "auto") -> M:
-    """The method with the options of a preset.
+    """The method with the options of a preset; see `setting`."""
+    found = setting(recipe.name, model, name)
+    return recipe.with_options(found.options) if found else recipe
+
+
+def preset_options(methods: Iterable[str], model: Model, name: str = "auto") -> dict[str, dict[str, Any]]:
+    """The options of several methods, of those that a preset has; see `setting`."""
+    found = {method: setting(method, model, name) for method in methods}
+    return {method: of.options for method, of in found.items() if of}
+
+
+def setting(method: str, model: Model, name: str = "auto") -> Setting | None:
+    """What a preset says of a method.
 
     Args:
-        recipe: a registered one.
+        method: a registered one's name.
         model: what it is going to edit.
         name: of a preset; `auto`: the model's own, if there is one by its type and size; `none`.
 
     Raises:
         UserError: there is no such preset, or it says nothing of this method.
     """
-    if name == "none":
-        return recipe
     known = presets()
     if name == "auto":
         own = [key for key, preset in known.items() if preset.model == Size.of(model)]
-        name = next((key for key in own if recipe.name in known[key].methods), "none")
-        if name == "none":
-            return recipe
-    elif name not in known:
+        name = next((key for key in own if method in known[key].methods), "none")
+    if name == "none":
+        return None
+    if name not in known:
         hint = meant(name, known, f"there are: auto, none, {', '.join(known)}")
         raise UserError(f"no preset {name!r}; {hint}")
-    setting = known[name].methods.get(recipe.name)
-    if setting is None:
-        raise UserError(f"preset {name!r} has no options for {recipe.name}; it has: {', '.join(known[name].methods)}")
-    log.info("options of %s for %s, from %s", recipe.name, name, setting.source)
-    if setting.note:
-        log.info("%s, %s: %s", recipe.name, name, setting.note)
-    return recipe.with_options(setting.options)
+    found = known[name].methods.get(method)
+    if found is None:
+        raise UserError(f"preset {name!r} has no options for {method}; it has: {', '.join(known[name].methods)}")
+    log.info("options of %s for %s, from %s", method, name, found.source)
+    if found.note:
+        log.info("%s, %s: %s", method, name, found.note)
+    return found

@@ -16,7 +16,6 @@ from ece.methods.recipe import PerFact, Recipe, restored
 from ece.methods.registry import METHODS
 from ece.methods.subjects import prepared
 from ece.models import Model
-from ece.models.replay import keys_captured
 
 
 def recipe_of(manifest: Manifest, options: Mapping[str, Any] | None = None) -> Recipe:
@@ -62,18 +61,14 @@ def with_keys(model: Model, edit: Edit) -> Edit:
     """
     if not edit.manifest.derived_keys or edit.keys:
         return edit
-    recipe, layers = recipe_of(edit.manifest), edit.manifest.layers
+    recipe, keys, around = recipe_of(edit.manifest), {}, {}
     subjects = prepared(model, edit.facts, recipe, edit.manifest.contexts)
-    entering, keys, around = subjects.entering, {}, {}
     with model.overlay.trial(model) as lay:
-        for layer, following in zip(layers, [*layers[1:], layers[-1] + 1], strict=True):
-            with keys_captured(model, [layer]) as captured:
-                subjects.replay.run(entering, layer, layer + 1)
-            keys[layer] = subjects.key(captured[layer])
+        for layer, read in subjects.along(edit.manifest.layers):
+            keys[layer] = read.key
             if recipe.keep_prompts:
-                around[layer] = subjects.around(captured[layer])
+                around[layer] = read.around
             lay({layer: edit.deltas[layer]})
-            entering = subjects.replay.run(entering, layer, following)
     return dataclasses.replace(edit, keys=keys, around=around)
 
 

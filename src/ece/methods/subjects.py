@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -12,27 +13,69 @@ from ece.facts import Fact
 from ece.locate.scores import activation_score
 from ece.methods.recipe import Recipe
 from ece.models import Model
-from ece.models.replay import Replay, keys_captured, padded, parts_captured, record
+from ece.models.replay import Replay, keys_captured, padded, parts_captured, passes, record
 from ece.models.tokens import locate
 from ece.targets.loss import Site
+
+PASS_TOKENS = {"cpu": 1024, "other": 16_384}
+"""Tokens in one pass, padding included."""
+
+Hidden = tuple[Tensor, ...]
+"""What enters a layer, by pass `[rows, positions, d_model]`."""
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Rows of like length, which are run together."""
+
+    replay: Replay
+
+    rows: Tensor
+    """`[rows]`: their numbers among all"""
+
+    last: Tensor
+    """`[rows]`: position of the subject's last token"""
+
+    bare: bool
+    """Whether these are the prompts alone; otherwise they follow contexts."""
+
+    earlier: Tensor
+    """`[4, positions]` of `Subjects.around`: where in it, row in this pass, position, count"""
+
+    def at_subject(self, states: Tensor) -> Tensor:
+        """`[rows, width]`, float32: the states at the subjects' last tokens."""
+        return states[torch.arange(len(states)), self.last.to(states.device)].float()
+
+
+@dataclass(frozen=True)
+class Read:
+    """What the prompts have at a layer, and what becomes of it above."""
+
+    key: Tensor
+    """K1 `[facts, d_ff]`: over the contexts, as the recipe wants it"""
+
+    bare: Tensor
+    """`[facts, d_ff]`: the bare prompts' keys"""
+
+    now: Tensor
+    """`[facts, d_model]`: the state that an edit is to change"""
+
+    around: Tensor
+    """`[positions, d_ff]`: of every different beginning before a subject's last token, times the root of its count"""
 
 
 @dataclass(frozen=True)
 class Subjects:
     """The facts' prompts up to the subjects' last tokens, ready to be run through the edited layers."""
 
-    replay: Replay
-    entering: Tensor
-    """`[rows, positions, d_model]`: what enters the first edited layer"""
+    model: Model
+    passes: tuple[Pass, ...]
 
-    last: Tensor
-    """`[rows]`: position of the subject's last token"""
+    entering: Hidden
+    """What enters the first edited layer."""
 
     share: Tensor
     """`[rows]`: weight of the row in its fact's key; rows of a fact follow each other and begin with the bare prompt"""
-
-    earlier: Tensor
-    """`[3, positions]`: row, position and count of every different beginning that ends before a subject's last token"""
 
     facts: int
 
@@ -43,35 +86,103 @@ class Subjects:
     ) -> Subjects:
         """Run everything below layer `first`. Several contexts in `before` average keys as MEMIT does, or evenly."""
         texts = [locate(model, fact.prompt, fact.subject, before=text) for fact in facts for text in before]
-        replay = record(model, *padded([text.ids[: text.subject_last + 1] for text in texts], model.device))
-        last = torch.tensor([text.subject_last for text in texts], device=model.device)
+        ids = [text.ids[: text.subject_last + 1] for text in texts]
+        earlier = torch.tensor(list(_beginnings(ids).values()), dtype=torch.long).reshape(-1, 3).T
+        bare = set(range(0, len(ids), len(before)))
+        budget = PASS_TOKENS.get(model.device.type, PASS_TOKENS["other"])
+        made: list[Pass] = []
+        for kind in (sorted(bare), [row for row in range(len(ids)) if row not in bare]):
+            for group in passes([len(ids[row]) for row in kind], budget):
+                rows = [kind[i] for i in group]
+                replay = record(model, *padded([ids[row] for row in rows], model.device))
+                last = torch.tensor([len(ids[row]) - 1 for row in rows])
+                made.append(Pass(replay, torch.tensor(rows), last, rows[0] in bare, _within(earlier, rows)))
         others = len(before) - 1
         shares = [0.5] + [0.5 / others] * others if others and not evenly else [1 / len(before)] * len(before)
-        share = torch.tensor(shares * len(facts), device=model.device)
-        beginnings: dict[tuple[int, ...], list[int]] = {}
-        for row, text in enumerate(texts):
-            for position in range(text.subject_last):
-                beginnings.setdefault(tuple(text.ids[: position + 1]), [row, position, 0])[2] += 1
-        earlier = torch.tensor(list(beginnings.values()), dtype=torch.long, device=model.device).reshape(-1, 3).T
-        return cls(replay, replay.run(replay.embedded, 0, first), last, share, earlier, len(facts))
+        entering = tuple(each.replay.run(each.replay.embedded, 0, first) for each in made)
+        return cls(model, tuple(made), entering, torch.tensor(shares * len(facts)), len(facts))
 
-    def at_subject(self, states: Tensor) -> Tensor:
-        """`[rows, width]`, float32: the states at the subjects' last tokens."""
-        return states[torch.arange(len(states)), self.last.to(states.device)].float()
+    def run(self, entering: Hidden, start: int, stop: int) -> Hidden:
+        """Taken from the input of layer `start` to that of `stop`."""
+        return tuple(each.replay.run(h, start, stop) for each, h in zip(self.passes, entering, strict=True))
 
-    def key(self, captured: Tensor) -> Tensor:
-        """K1 `[facts, d_ff]` of a layer's captured keys."""
-        weighted = self.at_subject(captured) * self.share.to(captured.device)[:, None]
-        return weighted.unflatten(0, (self.facts, -1)).sum(1)
+    @torch.no_grad()
+    def along(
+        self,
+        layers: Sequence[int],
+        to: int | None = None,
+        site: Site = "layer",
+        residual: Literal["prompt", "key"] = "prompt",
+    ) -> Iterator[tuple[int, Read]]:
+        """What the prompts have in each layer in turn.
 
-    def around(self, captured: Tensor) -> Tensor:
-        """Keys `[positions, d_ff]` of the tokens before the subjects' last, each times the root of its count."""
-        row, position, count = self.earlier.to(captured.device)
-        return captured[row, position].float() * count.float().sqrt()[:, None]
+        A layer that is written by the time the next one is asked for is passed as it then is.
 
-    def state(self, states: Tensor) -> Tensor:
-        """States h `[facts, d_model]`, from the bare prompts."""
-        return self.at_subject(states).unflatten(0, (self.facts, -1))[:, 0]
+        Args:
+            layers: ascending, from the first edited one on.
+            to: the layer at which `now` is read; by default the same as the keys.
+            site: where in it.
+            residual: whether `now` is the bare prompts' state, or the same mean as the key.
+        """
+        entering = self.entering
+        for layer, following in zip(layers, [*layers[1:], None], strict=True):
+            yield layer, self.read(entering, layer, layer if to is None else to, site, residual)
+            if following is not None:
+                entering = self.run(entering, layer, following)
+
+    @torch.no_grad()
+    def read(self, entering: Hidden, layer: int, to: int, site: Site, residual: Literal["prompt", "key"]) -> Read:
+        """What the prompts have in a layer that `entering` enters; see `along`."""
+        rows, like = len(self.share), {"dtype": torch.float32, "device": self.model.weight(layer).device}
+        keys = torch.empty(rows, self.model.d_ff, **like)
+        states = torch.zeros(rows, self.model.d_model, **like)
+        around = torch.empty(sum(each.earlier.shape[1] for each in self.passes), self.model.d_ff, **like)
+        for each, hidden in zip(self.passes, entering, strict=True):
+            counts = each.bare or residual == "key"
+            with keys_captured(self.model, [layer]) as captured:
+                output = _output(self.model, each.replay, hidden, layer, to if counts else layer, site)
+            keys[each.rows] = each.at_subject(captured[layer])
+            if counts:
+                states[each.rows] = each.at_subject(output).to(states)
+            place, row, position, count = each.earlier
+            found = captured[layer][row, position].float()
+            around[place] = found * count.to(found).sqrt()[:, None]
+        now = self.averaged(states) if residual == "key" else self.of_bare(states)
+        return Read(self.averaged(keys), self.of_bare(keys), now, around)
+
+    def averaged(self, rows: Tensor) -> Tensor:
+        """`[facts, width]` of `[rows, width]`: over contexts."""
+        return (rows * self.share.to(rows)[:, None]).unflatten(0, (self.facts, -1)).sum(1)
+
+    def of_bare(self, rows: Tensor) -> Tensor:
+        """`[facts, width]` of `[rows, width]`: the bare prompts'."""
+        return rows.unflatten(0, (self.facts, -1))[:, 0]
+
+
+def _beginnings(rows: Sequence[Sequence[int]]) -> dict[tuple[int, ...], list[int]]:
+    """Every different beginning that ends before a row's last token: a row that has it, its end, how many have it."""
+    found: dict[tuple[int, ...], list[int]] = {}
+    for row, ids in enumerate(rows):
+        for position in range(len(ids) - 1):
+            found.setdefault(tuple(ids[: position + 1]), [row, position, 0])[2] += 1
+    return found
+
+
+def _within(earlier: Tensor, rows: Sequence[int]) -> Tensor:
+    """Of `[3, positions]` (row, position, count) those of some rows: number, row among these, position, count."""
+    place = {row: i for i, row in enumerate(rows)}
+    here = [[i, place[row], position, count] for i, (row, position, count) in enumerate(earlier.T.tolist())
+            if row in place]  # fmt: skip
+    return torch.tensor(here, dtype=torch.long).reshape(-1, 4).T
+
+
+def _output(model: Model, replay: Replay, entering: Tensor, first: int, last: int, site: Site) -> Tensor:
+    """The output `[rows, positions, d_model]` of layer `last`, or of its FFN; `entering` enters layer `first`."""
+    if site == "layer":
+        return replay.run(entering, first, last + 1)
+    with parts_captured(model, last) as parts:
+        replay.run(entering, first, last + 1)
+    return parts.ffn
 
 
 @torch.no_grad()
@@ -81,32 +192,21 @@ def prepared(model: Model, facts: Sequence[Fact], recipe: Recipe, before: Sequen
     return Subjects.prepare(model, facts, recipe.edited[0], seen, evenly=recipe.keys == "mean")
 
 
-@torch.no_grad()
 def states(model: Model, facts: Sequence[Fact], layer: int, site: Site = "layer") -> Tensor:
     """The output `[facts, d_model]` of a layer, or of its FFN, at the subjects' last tokens, after bare prompts."""
     subjects = Subjects.prepare(model, facts, layer, [""])
-    return subjects.state(run_to(model, subjects, subjects.entering, layer, layer, site))
+    return subjects.read(subjects.entering, layer, layer, site, "prompt").now
 
 
-def run_to(model: Model, subjects: Subjects, entering: Tensor, first: int, last: int, site: Site) -> Tensor:
-    """The output `[rows, positions, d_model]` of layer `last`, or of its FFN; `entering` enters layer `first`."""
-    if site == "layer":
-        return subjects.replay.run(entering, first, last + 1)
-    with parts_captured(model, last) as parts:
-        subjects.replay.run(entering, first, last + 1)
-    return parts.ffn
-
-
-@torch.no_grad()
-def keys(model: Model, facts: Sequence[Fact], first: int, last: int) -> dict[int, Tensor]:
-    """Keys by layer `[facts, d_ff]`, after bare prompts."""
-    subjects = Subjects.prepare(model, facts, first, [""])
-    with keys_captured(model, range(first, last + 1)) as captured:
-        subjects.replay.run(subjects.entering, first, last + 1)
-    return {layer: subjects.key(found) for layer, found in captured.items()}
+def keys(
+    model: Model, facts: Sequence[Fact], layers: Sequence[int], before: Sequence[str] = ("",)
+) -> dict[int, Tensor]:
+    """Keys by layer `[facts, d_ff]`, after bare prompts or over contexts, of the model as it is."""
+    subjects = Subjects.prepare(model, facts, layers[0], before)
+    return {layer: read.key for layer, read in subjects.along(layers)}
 
 
 def activations(model: Model, facts: Sequence[Fact], first: int, last: int) -> dict[int, Tensor]:
     """Activation Scores (Eq. 5) by layer `[facts, d_ff]`, at the subjects' last tokens."""
-    found = keys(model, facts, first, last)
+    found = keys(model, facts, range(first, last + 1))
     return {layer: activation_score(key, model.weight(layer)) for layer, key in found.items()}

@@ -12,9 +12,8 @@ from ece.facts import Fact
 from ece.locate.scores import select
 from ece.methods.history import History
 from ece.methods.recipe import Recipe
-from ece.methods.subjects import Subjects, prepared, run_to
+from ece.methods.subjects import Subjects, prepared
 from ece.models import Delta, LowRank, Model
-from ece.models.replay import keys_captured
 from ece.update.after import combined
 from ece.update.solve import shrunk
 from ece.update.solvers import Writing
@@ -48,19 +47,18 @@ def swept(
     changes: list[Delta] = []
     with model.overlay.undone(model):
         for _ in range(recipe.rounds.at_most):
-            now = subjects.state(run_to(model, subjects, subjects.entering, first, last, recipe.site))
+            now = subjects.read(subjects.entering, first, last, recipe.site, "prompt").now
             left = recipe.rounds.open(wanted.to(now) - now).tolist()
             if not left:
                 break
             some = subjects if len(left) == len(facts) else prepared(model, [facts[i] for i in left], recipe, before)
             changes.append(spread(model, recipe, some, wanted[left], moments, history)[0])
             model.overlay.push(model, changes[-1])
-        with keys_captured(model, recipe.edited) as captured:
-            subjects.replay.run(subjects.entering, first, last + 1)
+        read = dict(subjects.along(recipe.edited))
     nothing = {layer: LowRank.nothing(model.weight(layer)) for layer in recipe.edited}
     deltas = {layer: combined([change[layer] for change in [nothing, *changes]]) for layer in recipe.edited}
-    around = {layer: subjects.around(captured[layer]) for layer in recipe.edited} if recipe.keep_prompts else {}
-    return deltas, {layer: subjects.key(captured[layer]) for layer in recipe.edited}, around
+    around = {layer: of.around for layer, of in read.items()} if recipe.keep_prompts else {}
+    return deltas, {layer: of.key for layer, of in read.items()}, around
 
 
 @torch.no_grad()
@@ -80,29 +78,23 @@ def spread(
     Returns:
         By layer: the change, the keys `[facts, d_ff]`, and the other keys that were kept `[positions, d_ff]`.
     """
-    layers, entering = recipe.edited, subjects.entering
+    layers = recipe.edited
     deltas: dict[int, LowRank] = {}
     keys: dict[int, Tensor] = {}
     around: dict[int, Tensor] = {}
     with model.overlay.trial(model) as lay:
-        for place, layer in enumerate(layers):
-            with keys_captured(model, [layer]) as captured:
-                output = run_to(model, subjects, entering, layer, layers[-1], recipe.site)
-            now = subjects.state(output) if recipe.residual == "prompt" else subjects.key(output)
-            key = keys[layer] = subjects.key(captured[layer])
-            residual = (wanted.to(now) - now) / recipe.spread.divisor(len(layers) - place)
+        for place, (layer, read) in enumerate(subjects.along(layers, layers[-1], recipe.site, recipe.residual)):
+            key = keys[layer] = read.key
+            residual = (wanted.to(read.now) - read.now) / recipe.spread.divisor(len(layers) - place)
             choice = recipe.neurons
             neurons = select(choice.score, choice.p, key, model.weight(layer), choice.share)
             kept = recipe.regularise * shrunk(moments[layer], recipe.shrink)
             if recipe.history and layer in history.moments:
                 kept += history.moments[layer]
             if recipe.keep_prompts:
-                others = around[layer] = subjects.around(captured[layer])
-                kept += others.double().T @ others.double()
-            bare = subjects.state(captured[layer])
-            change = recipe.solve(Writing(key, bare, residual.to(key.device), neurons, kept, moments[layer]))
+                around[layer] = read.around
+                kept += read.around.double().T @ read.around.double()
+            change = recipe.solve(Writing(key, read.bare, residual.to(key.device), neurons, kept, moments[layer]))
             deltas[layer] = rounded(change) if recipe.recallable else change
             lay({layer: deltas[layer]})
-            if layer != layers[-1]:
-                entering = subjects.replay.run(entering, layer, layers[place + 1])
     return deltas, keys, around

@@ -10,6 +10,7 @@ from typing import Any
 
 from ece.errors import UserError
 from ece.facts import Fact
+from ece.methods.method import Method
 from ece.methods.registry import METHODS, method
 from ece.models import Model
 from ece.studies.cells import Cell, Run
@@ -52,6 +53,9 @@ class Setup:
 
     texts: int = 100
     """Records whose generated texts are measured, at most: they take longer than all other metrics together."""
+
+    presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """By method: options that stand below the user's."""
 
     def check(self) -> None:
         """Refuse what no cell could be made of.
@@ -172,14 +176,20 @@ class Setup:
         return Cell(run=run, edits=edits if run.method else 0, measure="quality", of=of)
 
     def _given(self, name: str) -> dict[str, Any]:
-        """The user's options for a method: its own, and those for all methods that it has."""
-        given, chosen = {}, method(name)
-        for key, value in self.options.items():
-            owner, _, own = key.rpartition(":")
-            if owner == name or (not owner and _has(chosen.options(), own)):
-                given[own] = value
-                chosen = chosen.with_options({own: value})
-        return given
+        """The user's options for a method, over those of its preset."""
+        preset = dict(self.presets.get(name, {}))
+        return preset | given_to(method(name).with_options(preset), self.options)
+
+
+def given_to(chosen: Method, options: Mapping[str, str]) -> dict[str, str]:
+    """Of a user's options, those of this method (`METHOD:key`), and those for all methods that it has."""
+    given: dict[str, str] = {}
+    for key, value in options.items():
+        owner, _, own = key.rpartition(":")
+        if owner == chosen.name or (not owner and _has(chosen.options(), own)):
+            given[own] = value
+            chosen = chosen.with_options({own: value})
+    return given
 
 
 def _has(options: Any, name: str) -> bool:
