@@ -10,7 +10,8 @@ import pytest
 
 from ece.errors import UserError
 from ece.methods.describe import options
-from ece.methods.presets import Size, presets, with_preset
+from ece.methods.presets import Size, preset_options, presets, with_preset
+from ece.methods.recipe import Recipe
 from ece.methods.recipes import RECIPES as RECIPES_DECLARED
 from ece.methods.registry import METHODS, as_recipe, method
 from ece.models import Model
@@ -29,12 +30,13 @@ def model_of(size: Size) -> Model:
 def test_every_preset_is_of_registered_methods_and_valid_options(name: str):
     preset = presets()[name]
     for of, setting in preset.methods.items():
-        changed = as_recipe(of).with_options(setting.options)
-        assert changed.edited[-1] < preset.model.layers - 1
+        changed = method(of).with_options(setting.options)
+        if isinstance(changed, Recipe) and not isinstance(changed.layers, str):
+            assert changed.edited[-1] < preset.model.layers - 1
         assert setting.source
-        recipe = with_preset(as_recipe(of), model_of(preset.model), name)
+        recipe = with_preset(method(of), model_of(preset.model), name)
         assert recipe == changed
-        assert recipe == with_preset(as_recipe(of), model_of(preset.model))
+        assert recipe == with_preset(method(of), model_of(preset.model))
 
 
 def test_papers_numbers():
@@ -50,6 +52,15 @@ def test_papers_numbers():
         with_preset(as_recipe("ece-rs"), model).options()["targets"]["own"]["rate"] for model in (gpt2, gptj, llama)
     ]
     assert rates == [0.5, 0.5, 0.1]
+
+
+def test_what_a_study_begins_with(tiny: Model):
+    llama = model_of(presets()["llama3-8b"].model)
+    assert preset_options(["memit", "ece", "ike"], llama).keys() == {"memit"}
+    assert preset_options(["memit"], tiny) == {}
+    assert preset_options(["memit"], llama, "none") == {}
+    with pytest.raises(UserError, match="no options for ike"):
+        preset_options(["ike"], llama, "llama3-8b")
 
 
 def test_models_of_other_sizes_have_no_preset(tiny: Model, caplog: pytest.LogCaptureFixture):

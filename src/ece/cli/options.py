@@ -23,7 +23,7 @@ DeviceMap = Annotated[str | None, typer.Option(help="Where the weights go, e.g. 
 RemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Let the checkpoint's own code run.")]
 Method = Annotated[str, typer.Option(help="ece, ece-rs, memit, rome, alphaedit, ...; `ece methods` lists them.")]
 Preset = Annotated[
-    str, typer.Option(help="auto (the model's own, if one is known), none, or a name: gpt2-xl, gpt-j-6b, llama3-8b.")
+    str, typer.Option(help="auto (the model's own, if one is known), none, or a name; `ece methods NAME` shows those.")
 ]
 Options = Annotated[
     list[str] | None, typer.Option("--set", help="key=value, e.g. layers=3-7 or neurons.p=0.9; see `ece methods NAME`.")
