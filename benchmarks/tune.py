@@ -18,7 +18,7 @@ import logging
 import math
 import random
 import time
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -35,8 +35,10 @@ from ece.methods.presets import Preset, Setting, Size
 from ece.methods.recipe import PerFact, Recipe, TwoStep
 from ece.methods.registry import METHODS
 from ece.methods.searching import Search, search
+from ece.provenance import file_hash
 from ece.studies.searches import Searches
 from ece.studies.setup import given_options, given_to
+from ece.studies.store import Store
 from ece.targets.descent import LogOdds
 from ece.update.after import Prune, Rect
 from ece.update.solvers import Equality, LeastSquares, NullSpace
@@ -159,13 +161,24 @@ def tried(
             made.revert(model)
 
 
+def same_as_before(folder: Path, settings: dict[str, Any]) -> None:
+    """Note what all trials of a folder have in common, and refuse one that was made otherwise.
+
+    Raises:
+        UserError: the folder's trials have other settings.
+    """
+    Store(folder).check(settings)
+    with new_file(folder / "settings.json") as temporary:
+        temporary.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+
+
 def read(file: Path) -> list[dict[str, Any]]:
     """The trials that are done."""
     return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
 def keep_best(
-    model: ece.Model, file: Path, found: dict[str, list[dict[str, Any]]], given: Iterable[str], about: str
+    model: ece.Model, file: Path, found: dict[str, list[dict[str, Any]]], asked: Mapping[str, str], about: str
 ) -> None:
     """Write what was drawn in each method's best trial into the model's file of options; other methods' stay."""
     preset = (
@@ -174,6 +187,7 @@ def keep_best(
     for name, trials in found.items():
         best = max(trials, key=lambda trial: trial["score"])
         source = f"benchmarks/tune.py, {about}, the best of {len(trials)} trials: score {best['score']:.1f}"
+        given = given_to(METHODS[name], asked)
         options = {key: value for key, value in best["options"].items() if key not in given}
         preset.methods[name] = Setting(source=source, options=options)
     with new_file(file) as temporary:
@@ -198,16 +212,16 @@ def main(
     """Search, trial by trial and method by method, so that all have as many whenever it is stopped."""
     logging.basicConfig(level=logging.WARNING)
     log.setLevel(logging.INFO)
-    loaded = ece.load(model)
+    loaded, asked = ece.load(model), given_options(set)
+    same = {"facts": facts, "batch_size": batch_size, "neighbours": neighbours, "one_search": one_search, "set": asked}
+    same_as_before(out, {"model": loaded.fingerprint, "data": file_hash(data)} | same)
     records = [
         record.model_copy(update={"neighborhood_prompts": record.neighborhood_prompts[:neighbours]})
         for record in ece.read_counterfact(data)[TUNED][:facts]
     ]
     before = ece.evaluate(loaded, records)
-    asked = given_options(set)
     names = methods.split(",") if methods else [name for name, of in METHODS.items() if isinstance(of, DRAWN)]
     found = {name: read(out / f"{name}.jsonl") for name in names}
-    out.mkdir(parents=True, exist_ok=True)
     searches = Searches(out / "targets")
     for number, name in tqdm([(number, name) for number in range(trials) for name in names], unit="trial"):
         if number < len(found[name]):

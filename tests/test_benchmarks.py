@@ -301,7 +301,8 @@ def test_token_accuracy_equals_a_slow_one(tmp_path: Path, kind: str, seed: int):
         if value is not None:
             assert 0 <= score[f"{metric}_exact"] <= value
     assert any(wanted.values())  # the model is right somewhere
-    assert set(wanted) | {f"{metric}_exact" for metric in wanted} | {"predicted"} == set(score)
+    others = {"predicted", "known"} if kind == "ripple" else {"predicted"}
+    assert set(wanted) | {f"{metric}_exact" for metric in wanted} | others == set(score)
     assert set(benchmark.summary([score])) >= {metric for metric, value in wanted.items() if value is not None}
 
 
@@ -320,6 +321,44 @@ def test_unchanged_compares_with_the_unedited_model(tmp_path: Path):
     assert found["specificity_unchanged"].mean == pytest.approx(50 * sum(wanted))
     assert benchmark.summary(scores[0], scores[0])["specificity_unchanged"].mean == 100
     assert "specificity_unchanged" not in benchmark.summary(scores[0])
+
+
+def conditioned(*tests: tuple[str, list[str]]) -> Record:
+    """A record whose logical tests ask for `Rome`, each after prompts that the unedited model must answer so."""
+    return RIPPLE | {
+        "Logical_Generalization": [
+            {
+                "test_queries": [query(prompt, "Rome", subject="Q1")],
+                "test_condition": "OR",
+                "condition_queries": [query(condition, "Rome", subject="Q1") for condition in conditions],
+            }
+            for prompt, conditions in tests
+        ]
+    }
+
+
+def test_tests_count_as_known_where_the_unedited_model_meets_their_conditions(tmp_path: Path):
+    before, after = leaning(make.build("llama"), "Rome"), make.build("llama", seed=1)
+    prompts = [
+        f"{name} {verb}" for name in ("Victor Hugo", "Ada Lovelace", "the opera", "Norway") for verb in ("of", "is")
+    ]
+    knows = {
+        prompt: reference.along(before, prompt, "Rome")[0] == reference.along(before, prompt, "Rome")[1]
+        for prompt in prompts
+    }
+    assert set(knows.values()) == {True, False}
+    met, unmet = (next(p for p in prompts if knows[p] is which) for which in (True, False))
+    tests = [("Rome is", []), ("Zoë is", [met]), ("Norway is", [met, unmet]), ("chess is", [unmet])]
+    benchmark = read_benchmark(written(tmp_path, conditioned(*tests), conditioned(("Rome is", [unmet]))))
+    scores = [json.loads(json.dumps(benchmark.evaluate(model))) for model in (before, after)]
+    found = benchmark.summary(scores[1], scores[0])
+    values = [accuracy(after, prompt, "Rome") for prompt, _ in tests]
+    assert found["logical_known"].mean == pytest.approx(100 * sum(values[:2]) / 2)
+    assert found["logical_known"].records == 1
+    assert found["logical"].records == 2
+    assert scores[1][0]["logical"] == pytest.approx(sum(values) / 4)
+    assert "logical_exact_known" in found
+    assert "logical_known" not in benchmark.summary(scores[1])
 
 
 @pytest.mark.parametrize("kind", RECORDS)

@@ -22,7 +22,7 @@ from ece.facts import Fact, validated
 from ece.models import Model
 from ece.models.likelihood import Likelihood, Question, likelihoods
 
-GOLD = "_gold"
+GOLD, KNOWN = "_gold", "_known"
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,9 @@ class Trial:
     any: bool = False
     """One right probe is enough (the best one counts); else all must be right (in token accuracy: their mean)."""
 
+    conditions: tuple[Probe, ...] = ()
+    """What the unedited model must get right for the trial to count in `*_known`."""
+
     def value(self, probes: Sequence[float], together: Callable[[Sequence[float]], float]) -> float:
         """The trial's value from its probes'."""
         return max(probes) if self.any else together(probes)
@@ -53,7 +56,9 @@ def trial(prompt: str, *answers: str) -> Trial:
 
 Trials = Mapping[str, Sequence[Trial]]
 """By metric. A name that ends in `_gold` is of questions that the edit must leave alone; it has a twin `*_unchanged`,
-which compares with the unedited model's own most probable tokens (along the first answer) instead of the answer's."""
+which compares with the unedited model's own most probable tokens (along the first answer) instead of the answer's.
+Where a kind has conditions, a metric has a twin `*_known`: the mean over the trials whose conditions the unedited model
+meets (all tokens of an answer; for `*_generated`, in what it writes)."""
 
 Record = TypeVar("Record", bound=BaseModel)
 
@@ -67,6 +72,9 @@ class Questions(ABC, Generic[Record]):
     options: ClassVar[tuple[str, ...]] = ()
     metrics: ClassVar[tuple[str, ...]]
     """In the order in which they are shown."""
+
+    conditional: ClassVar[tuple[str, ...]] = ()
+    """Whose trials may have conditions."""
 
     scored: ClassVar[tuple[str, ...]] = ()
     """Whose harmonic mean is the score."""
@@ -112,7 +120,8 @@ class Questions(ABC, Generic[Record]):
         return replace(self, records=self.records[start:stop])
 
     def evaluate(self, model: Model, *, generated: bool = False, texts: bool = False) -> list[Score]:
-        """By metric, a record's mean over its trials; and under `predicted` the tokens for `*_unchanged`.
+        """By metric, a record's mean over its trials; under `predicted` the tokens for `*_unchanged`; and under `known`
+        each trial's value and whether its conditions are met, for `*_known`.
 
         `texts` changes nothing: these kinds have no prompts for longer texts.
         """
@@ -122,7 +131,7 @@ class Questions(ABC, Generic[Record]):
             for own in trials
             for metric in self.metrics
             for trial in own.get(metric, ())
-            for probe in trial.probes
+            for probe in (*trial.probes, *trial.conditions)
         ]
         answers = likelihoods(model, questions)
         lines = written(model, questions) if generated else [None] * len(questions)
@@ -132,22 +141,27 @@ class Questions(ABC, Generic[Record]):
     def _score(self, trials: Trials, asked: Iterator[tuple[list[Likelihood], str | None]]) -> Score:
         values: dict[str, Any] = {}
         predicted: dict[str, list[list[int]]] = {}
+        known: dict[str, list[tuple[float, bool]]] = {}
         for metric in self.metrics:
-            passed = [(own, [_Outcome(probe, *next(asked)) for probe in own.probes]) for own in trials.get(metric, ())]
-            values[metric] = share(own.value([x.accuracy for x in found], share) for own, found in passed)
-            values[f"{metric}_exact"] = share(own.value([x.exact for x in found], min) for own, found in passed)
-            if any(x.line is not None for _, found in passed for x in found):
-                values[f"{metric}_generated"] = share(own.value([x.says for x in found], min) for own, found in passed)
+            passed = [_Passed.of(own, asked) for own in trials.get(metric, ())]
+            each = {metric: [x.accuracy for x in passed], f"{metric}_exact": [x.exact for x in passed]}
+            met = {variant: [x.met for x in passed] for variant in each}
+            if any(x.generated for x in passed):
+                each[f"{metric}_generated"] = [x.says for x in passed]
+                met[f"{metric}_generated"] = [x.says_conditions for x in passed]
+            values |= {variant: share(of) for variant, of in each.items()}
+            if metric in self.conditional:
+                known |= {variant: list(zip(of, met[variant], strict=True)) for variant, of in each.items()}
             if metric.endswith(GOLD):
-                predicted[metric] = [list(x.answers[0].predicted) for _, found in passed for x in found]
-        return as_score(values) | {"predicted": predicted}
+                predicted[metric] = [list(x.answers[0].predicted) for of in passed for x in of.probes]
+        return as_score(values) | {"predicted": predicted} | ({"known": known} if self.conditional else {})
 
     def summary(self, scores: Sequence[Score], before: Sequence[Score] | None = None) -> dict[str, Mean]:
         """Means over records in percent; metrics that no record has are left out.
 
         Args:
             scores: of the records.
-            before: the same records' scores by the unedited model, for `*_unchanged`.
+            before: the same records' scores by the unedited model, for `*_unchanged` and `*_known`.
         """
         found: dict[str, Mean] = {}
         for variant in ("", "_exact", "_generated"):
@@ -157,6 +171,9 @@ class Questions(ABC, Generic[Record]):
                 found[f"score{variant}"] = harmonic([columns[metric] for metric in self.scored])
             if before is not None and not variant:
                 found |= {_twin(metric): self._unchanged(metric, before, scores) for metric in self._untouched}
+            if before is not None:
+                names = [metric + variant for metric in self.conditional]
+                found |= {f"{name}{KNOWN}": self._known(name, before, scores) for name in names}
         return {name: mean for name, mean in found.items() if mean.records}
 
     @property
@@ -167,6 +184,12 @@ class Questions(ABC, Generic[Record]):
     def _unchanged(metric: str, before: Sequence[Score], now: Sequence[Score]) -> Mean:
         pairs = zip(before, now, strict=True)
         return percent([_agreement(b["predicted"][metric], n["predicted"][metric]) for b, n in pairs])
+
+    @staticmethod
+    def _known(name: str, before: Sequence[Score], now: Sequence[Score]) -> Mean:
+        """Over the trials whose conditions were met before the edit."""
+        pairs = [(b["known"].get(name, ()), n["known"].get(name, ())) for b, n in zip(before, now, strict=True)]
+        return percent([share(value for (_, met), (value, _) in zip(b, n, strict=True) if met) for b, n in pairs])
 
 
 @dataclass(frozen=True)
@@ -188,6 +211,44 @@ class _Outcome:
     @property
     def says(self) -> bool:
         return says(self.line or "", self.probe.answers)
+
+
+@dataclass(frozen=True)
+class _Passed:
+    """What became of a trial."""
+
+    trial: Trial
+    probes: list[_Outcome]
+    conditions: list[_Outcome]
+
+    @classmethod
+    def of(cls, trial: Trial, asked: Iterator[tuple[list[Likelihood], str | None]]) -> _Passed:
+        probes = [_Outcome(probe, *next(asked)) for probe in trial.probes]
+        return cls(trial, probes, [_Outcome(probe, *next(asked)) for probe in trial.conditions])
+
+    @property
+    def accuracy(self) -> float:
+        return self.trial.value([x.accuracy for x in self.probes], share)
+
+    @property
+    def exact(self) -> float:
+        return self.trial.value([x.exact for x in self.probes], min)
+
+    @property
+    def generated(self) -> bool:
+        return any(x.line is not None for x in self.probes)
+
+    @property
+    def says(self) -> float:
+        return self.trial.value([x.says for x in self.probes], min)
+
+    @property
+    def met(self) -> bool:
+        return all(x.exact for x in self.conditions)
+
+    @property
+    def says_conditions(self) -> bool:
+        return all(x.says for x in self.conditions)
 
 
 def _twin(metric: str) -> str:

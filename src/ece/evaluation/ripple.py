@@ -41,10 +41,13 @@ class Query(BaseModel):
 
 
 class RippleTest(BaseModel):
-    """Queries of which one (OR) or all (AND) must be answered. Its condition queries are not used here."""
+    """Queries of which one (OR) or all (AND) must be answered."""
 
     test_queries: Annotated[list[Query], Field(min_length=1)]
     test_condition: Literal["OR", "AND"] = "OR"
+
+    condition_queries: list[Query] = []
+    """What the unedited model must know for the test to mean something."""
 
 
 class Statement(BaseModel):
@@ -105,6 +108,7 @@ class Ripple(Questions[RippleRecord]):
         "relation_gold",
         "forgetfulness_gold",
     )
+    conditional: ClassVar[tuple[str, ...]] = metrics[1:]
     schema: ClassVar[type[Any]] = RippleRecord
 
     @staticmethod
@@ -170,6 +174,11 @@ def _common_end(texts: Iterable[str]) -> str:
 
 
 def _trials(tests: Sequence[RippleTest]) -> list[Trial]:
-    """Queries without any answer are left out; with several answers, any will do."""
-    asked = [(test, tuple(Probe(q.prompt, q.names) for q in test.test_queries if q.names)) for test in tests]
-    return [Trial(probes, any=test.test_condition == "OR") for test, probes in asked if probes]
+    """Tests without any answer are left out; with several answers, any will do."""
+    asked = [(test, _probes(test.test_queries)) for test in tests]
+    return [Trial(p, test.test_condition == "OR", _probes(test.condition_queries)) for test, p in asked if p]
+
+
+def _probes(queries: Sequence[Query]) -> tuple[Probe, ...]:
+    """Queries without any answer are left out."""
+    return tuple(Probe(query.prompt, query.names) for query in queries if query.names)
