@@ -35,7 +35,7 @@ from ece.methods.engine import written_contexts
 from ece.methods.recipe import PerFact, Recipe
 from ece.methods.registry import as_recipe
 from ece.methods.searching import search
-from ece.methods.subjects import Subjects, states
+from ece.methods.subjects import prepared, states
 from ece.methods.writing import spread
 from ece.targets.descent import Adam
 
@@ -164,7 +164,7 @@ def measured(name: str, shape: Shape, facts: int, plain_facts: int, device: torc
             plain_search(model, fact, last, before, steps=STEPS, rate=0.5, weights=recipe.weights)
 
     def update(delta: torch.Tensor) -> Any:
-        subjects = Subjects.prepare(model, wanted, first, before if recipe.keys == "contexts" else [""])
+        subjects = prepared(model, wanted, recipe, before)
         hidden = states(model, wanted, last)
         return spread(model, recipe, subjects, hidden + delta.to(hidden), moments, history)
 

@@ -22,7 +22,7 @@ from ece.methods.engine import with_layers, written_contexts
 from ece.methods.recipe import PerFact, TwoStep
 from ece.methods.registry import as_recipe
 from ece.methods.searching import search
-from ece.methods.subjects import Subjects, states
+from ece.methods.subjects import prepared, states
 from ece.methods.writing import spread, statistics
 from ece.targets.descent import Adam
 from ece.targets.warm import target_embeddings
@@ -88,7 +88,7 @@ def main(
         }
     )
     shares = {}
-    subjects = Subjects.prepare(model, wanted, recipe.edited[0], [""])
+    subjects = prepared(model, wanted, recipe, [""])
     moments, hidden = statistics(model, recipe), states(model, wanted, recipe.edited[-1])
     for name, targets in SEARCHES.items():
         if only and name not in only:

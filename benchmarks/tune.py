@@ -33,11 +33,11 @@ from ece.methods.grace import Grace
 from ece.methods.method import Method
 from ece.methods.presets import Preset, Setting, Size
 from ece.methods.recipe import PerFact, Recipe, TwoStep
-from ece.methods.registry import METHODS
+from ece.methods.registry import METHODS, method
 from ece.methods.searching import Search, search
 from ece.provenance import file_hash
 from ece.studies.searches import Searches
-from ece.studies.setup import given_options, given_to
+from ece.studies.setup import check_options, given_options, given_to
 from ece.studies.store import Store
 from ece.targets.descent import LogOdds
 from ece.update.after import Prune, Rect
@@ -123,7 +123,7 @@ class Draw:
             point["decay"] = self.logarithmic(1e-5, 2e-2)
         return point
 
-    def codebook(self, _: Grace) -> Point:
+    def codebook(self) -> Point:
         """Of GRACE."""
         return {"layer": self.generator.randrange(self.layers - 1), "epsilon": self.logarithmic(0.3, 100)}
 
@@ -137,7 +137,7 @@ def drawn(method: Method, layers: int, number: int, *, one_search: bool = False)
         case FineTuning():
             return draw.training(method)
         case Grace():
-            return draw.codebook(method)
+            return draw.codebook()
         case _:
             raise ece.UserError(f"{method.name} has nothing that is drawn here; leave it out of --methods")
 
@@ -161,17 +161,6 @@ def tried(
             made.revert(model)
 
 
-def same_as_before(folder: Path, settings: dict[str, Any]) -> None:
-    """Note what all trials of a folder have in common, and refuse one that was made otherwise.
-
-    Raises:
-        UserError: the folder's trials have other settings.
-    """
-    Store(folder).check(settings)
-    with new_file(folder / "settings.json") as temporary:
-        temporary.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
-
-
 def read(file: Path) -> list[dict[str, Any]]:
     """The trials that are done."""
     return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
@@ -187,7 +176,7 @@ def keep_best(
     for name, trials in found.items():
         best = max(trials, key=lambda trial: trial["score"])
         source = f"benchmarks/tune.py, {about}, the best of {len(trials)} trials: score {best['score']:.1f}"
-        given = given_to(METHODS[name], asked)
+        given = given_to(method(name), asked)
         options = {key: value for key, value in best["options"].items() if key not in given}
         preset.methods[name] = Setting(source=source, options=options)
     with new_file(file) as temporary:
@@ -214,20 +203,21 @@ def main(
     log.setLevel(logging.INFO)
     loaded, asked = ece.load(model), given_options(set)
     same = {"facts": facts, "batch_size": batch_size, "neighbours": neighbours, "one_search": one_search, "set": asked}
-    same_as_before(out, {"model": loaded.fingerprint, "data": file_hash(data)} | same)
+    names = methods.split(",") if methods else [name for name, of in METHODS.items() if isinstance(of, DRAWN)]
+    check_options(asked, {name: given_to(method(name), asked) for name in names})
+    Store(out).keep({"model": loaded.fingerprint, "data": file_hash(data)} | same)
     records = [
         record.model_copy(update={"neighborhood_prompts": record.neighborhood_prompts[:neighbours]})
         for record in ece.read_counterfact(data)[TUNED][:facts]
     ]
     before = ece.evaluate(loaded, records)
-    names = methods.split(",") if methods else [name for name, of in METHODS.items() if isinstance(of, DRAWN)]
     found = {name: read(out / f"{name}.jsonl") for name in names}
     searches = Searches(out / "targets")
     for number, name in tqdm([(number, name) for number in range(trials) for name in names], unit="trial"):
         if number < len(found[name]):
             continue
-        given = given_to(METHODS[name], asked)
-        declared = METHODS[name].with_options(given)
+        given = given_to(method(name), asked)
+        declared = method(name).with_options(given)
         point = drawn(declared, len(loaded.layers), number, one_search=one_search) if number else {}
         options = given | {name: value for name, value in point.items() if name not in given}
         result = tried(loaded, declared.with_options(options), records, before, batch_size, searches)

@@ -21,7 +21,7 @@ from ece.methods.engine import with_layers, written_contexts
 from ece.methods.recipe import Neurons
 from ece.methods.registry import as_recipe
 from ece.methods.searching import search
-from ece.methods.subjects import Subjects, states
+from ece.methods.subjects import prepared, states
 from ece.methods.writing import spread, statistics
 
 SHOWN = ("efficacy", "generalization", "specificity", "specificity_kept", "score", "efficacy_exact")
@@ -55,7 +55,7 @@ def written(
     history, moments, made = ece.History(kept), statistics(model, recipe), []
     for start in range(0, len(facts), batch_size):
         part = slice(start, start + batch_size)
-        subjects = Subjects.prepare(model, facts[part], recipe.edited[0], [""])
+        subjects = prepared(model, facts[part], recipe, [""])
         deltas, keys, around = spread(model, recipe, subjects, wanted[part], moments, history)
         model.overlay.push(model, deltas)
         made.append(deltas)

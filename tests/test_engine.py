@@ -18,6 +18,7 @@ from ece.edits.edit import Edit
 from ece.errors import UserError
 from ece.facts import Fact
 from ece.locate.scores import select
+from ece.methods import subjects
 from ece.methods.engine import edit, edit_in_sequence
 from ece.methods.history import History
 from ece.methods.recipe import Neurons, PerFact, Recipe, TwoStep
@@ -396,3 +397,25 @@ def test_whole_prompts_are_kept(tiny: Model, more_facts: list[Fact]):
     assert reference.relative(dense(made, layer, tiny), torch.from_numpy(wanted)) < 1e-3
     own = made.keys[layer].double()
     torch.testing.assert_close(History.of(tiny, [made]).moments[layer], own.T @ own + around.T @ around)
+
+
+@pytest.mark.parametrize("residual", ["prompt", "key"])
+@pytest.mark.parametrize("evenly", [False, True])
+def test_many_passes_read_what_one_reads(
+    tiny: Model, more_facts: list[Fact], monkeypatch: pytest.MonkeyPatch, residual: Any, evenly: bool
+):
+    """Rows of like length are read together; how they are dealt out does not matter."""
+    before = ["", "The day was fine and long. ", "I see. "]
+
+    def read(budget: int) -> tuple[int, dict[int, subjects.Read]]:
+        monkeypatch.setitem(subjects.PASS_TOKENS, "cpu", budget)
+        found = subjects.Subjects.prepare(tiny, more_facts, 1, before, evenly=evenly, around=True)
+        return len(found.passes), dict(found.along([1, 2], 2, "layer", residual))
+
+    (few, whole), (many, parts) = read(100_000), read(1)
+    assert few == 2  # bare prompts, and those after contexts
+    assert many == len(more_facts) * len(before)
+    for layer, one in whole.items():
+        for name in ("key", "bare", "now", "around"):
+            assert torch.allclose(getattr(parts[layer], name), getattr(one, name), atol=1e-5), name
+        assert len(one.around) > 0

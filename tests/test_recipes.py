@@ -20,7 +20,7 @@ from ece.methods.history import History
 from ece.methods.recipe import PerFact, Recipe
 from ece.methods.recipes import RECIPES
 from ece.methods.registry import as_recipe
-from ece.methods.subjects import Subjects
+from ece.methods.subjects import prepared
 from ece.methods.writing import statistics
 from ece.models import LowRank, Model
 from ece.targets.descent import Adam, LogOdds, PairedAdam
@@ -137,7 +137,7 @@ def test_the_shared_engine_gives_the_bits_it_gave(name: str, more_facts: list[Fa
     made = made_with(model, more_facts[3:], recipe, history)
 
     statistic = statistics(model, recipe)
-    subjects = Subjects.prepare(model, more_facts[3:], 0, BEFORE if recipe.keys == "contexts" else [""])
+    subjects = prepared(model, more_facts[3:], recipe, BEFORE)
     wanted, entering = made.hidden + made.delta, subjects.entering
     with torch.no_grad(), model.overlay.trial(model) as lay:
         for place, layer in enumerate(LAYERS):

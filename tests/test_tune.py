@@ -65,13 +65,7 @@ def test_one_search_leaves_what_a_search_depends_on(name: str):
 
 
 def test_what_is_given_is_the_same_in_every_trial(quick: dict[str, int], tmp_path: Path):
-    arguments: dict[str, Any] = {
-        "data": shipped_file(),
-        "model": "",
-        "facts": 3,
-        "batch_size": 2,
-        "out": tmp_path / "trials",
-    }
+    arguments = command(tmp_path)
     tune.main(**arguments, methods="memit", trials=3, write="none", set=["weights.clamp=0.5", "targets_from=original"])
     lines = [json.loads(line) for line in (tmp_path / "trials" / "memit.jsonl").read_text().splitlines()]
     assert [line["score"] for line in lines] == [50.5] * 3
@@ -80,13 +74,7 @@ def test_what_is_given_is_the_same_in_every_trial(quick: dict[str, int], tmp_pat
 
 def test_what_is_given_leaves_what_is_drawn(quick: dict[str, int], tmp_path: Path):
     """A given kind of descent comes first, so that the drawn parts of it are not lost."""
-    arguments: dict[str, Any] = {
-        "data": shipped_file(),
-        "model": "",
-        "facts": 3,
-        "batch_size": 2,
-        "out": tmp_path / "trials",
-    }
+    arguments = command(tmp_path)
     tune.main(**arguments, methods="memit", trials=2, write="none", set=["targets.descent=log-odds"])
     lines = [json.loads(line) for line in (tmp_path / "trials" / "memit.jsonl").read_text().splitlines()]
     aim = lines[1]["options"]["targets.descent.aim"]
@@ -119,13 +107,7 @@ def test_the_same_budget_for_all_resumed_and_kept(
     quick: dict[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(tune, "OPTIONS", tmp_path)
-    arguments: dict[str, Any] = {
-        "data": shipped_file(),
-        "model": "",
-        "facts": 3,
-        "batch_size": 2,
-        "out": tmp_path / "trials",
-    }
+    arguments = command(tmp_path)
     tune.main(**arguments, methods="memit,rome", trials=2, write="none")
     assert quick == {"memit": 2, "rome": 2}
     assert not list(tmp_path.glob("*.json"))
@@ -144,13 +126,7 @@ def test_the_same_budget_for_all_resumed_and_kept(
 def test_what_was_given_is_said_and_not_kept(quick: dict[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """The file of options has what was drawn; what all trials had in common is in its source."""
     monkeypatch.setattr(tune, "OPTIONS", tmp_path)
-    arguments: dict[str, Any] = {
-        "data": shipped_file(),
-        "model": "",
-        "facts": 3,
-        "batch_size": 2,
-        "out": tmp_path / "trials",
-    }
+    arguments = command(tmp_path)
     tune.main(**arguments, methods="alphaedit", trials=4, write="tiny", one_search=True, set=["targets_from=original"])
     kept = Preset.model_validate_json((tmp_path / "tiny.json").read_bytes()).methods["alphaedit"]
     assert "targets_from=original" in kept.source
@@ -166,13 +142,7 @@ def test_fewer_neighbours_are_measured(quick: dict[str, int], tmp_path: Path, mo
         return {"score": 1.0, "seconds": 0.0, "metrics": {}}
 
     monkeypatch.setattr(tune, "tried", tried)
-    arguments: dict[str, Any] = {
-        "data": shipped_file(),
-        "model": "",
-        "facts": 3,
-        "batch_size": 2,
-        "out": tmp_path / "trials",
-    }
+    arguments = command(tmp_path)
     tune.main(**arguments, methods="ft-l", trials=1, write="none", neighbours=2)
     assert seen == [2, 2, 2]
 
@@ -185,6 +155,19 @@ def test_trials_of_other_settings_are_refused(quick: dict[str, int], tmp_path: P
     with pytest.raises(ece.UserError, match="made with set"):
         tune.main(**arguments, methods="rome", trials=1, write="none", set=["contexts=2"])
     assert quick == {"memit": 1}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [({"methods": "mimet"}, "no method 'mimet'"), ({"methods": "memit", "set": ["contxts=2"]}, "contexts")],
+)
+def test_wrong_names_are_refused_and_nothing_is_written(
+    quick: dict[str, int], tmp_path: Path, wrong: dict[str, Any], reason: str
+):
+    with pytest.raises(ece.UserError, match=reason):
+        tune.main(**command(tmp_path), trials=1, write="none", **wrong)
+    assert not (tmp_path / "trials").exists()
+    assert not quick
 
 
 class Record:

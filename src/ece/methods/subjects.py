@@ -82,12 +82,28 @@ class Subjects:
     @classmethod
     @torch.no_grad()
     def prepare(
-        cls, model: Model, facts: Sequence[Fact], first: int, before: Sequence[str], evenly: bool = False
+        cls,
+        model: Model,
+        facts: Sequence[Fact],
+        first: int,
+        before: Sequence[str],
+        *,
+        evenly: bool = False,
+        around: bool = False,
     ) -> Subjects:
-        """Run everything below layer `first`. Several contexts in `before` average keys as MEMIT does, or evenly."""
+        """Run everything below layer `first`.
+
+        Args:
+            model: as it is now.
+            facts: whose prompts.
+            first: the first edited layer.
+            before: contexts, the empty one first; several average keys as MEMIT does.
+            evenly: or as a plain mean.
+            around: whether `Read.around` is wanted; it is empty otherwise.
+        """
         texts = [locate(model, fact.prompt, fact.subject, before=text) for fact in facts for text in before]
         ids = [text.ids[: text.subject_last + 1] for text in texts]
-        earlier = torch.tensor(list(_beginnings(ids).values()), dtype=torch.long).reshape(-1, 3).T
+        earlier = list(_beginnings(ids).values()) if around else []
         bare = set(range(0, len(ids), len(before)))
         budget = PASS_TOKENS.get(model.device.type, PASS_TOKENS["other"])
         made: list[Pass] = []
@@ -168,11 +184,10 @@ def _beginnings(rows: Sequence[Sequence[int]]) -> dict[tuple[int, ...], list[int
     return found
 
 
-def _within(earlier: Tensor, rows: Sequence[int]) -> Tensor:
-    """Of `[3, positions]` (row, position, count) those of some rows: number, row among these, position, count."""
+def _within(earlier: Sequence[Sequence[int]], rows: Sequence[int]) -> Tensor:
+    """Of beginnings (row, position, count) those of some rows `[4, positions]`: number, row among these, the others."""
     place = {row: i for i, row in enumerate(rows)}
-    here = [[i, place[row], position, count] for i, (row, position, count) in enumerate(earlier.T.tolist())
-            if row in place]  # fmt: skip
+    here = [[i, place[row], position, count] for i, (row, position, count) in enumerate(earlier) if row in place]
     return torch.tensor(here, dtype=torch.long).reshape(-1, 4).T
 
 
@@ -189,7 +204,8 @@ def _output(model: Model, replay: Replay, entering: Tensor, first: int, last: in
 def prepared(model: Model, facts: Sequence[Fact], recipe: Recipe, before: Sequence[str]) -> Subjects:
     """The facts' prompts, alone or after contexts, as the recipe takes its keys from."""
     seen = [""] if recipe.keys == "prompt" else before[: 1 + recipe.contexts]
-    return Subjects.prepare(model, facts, recipe.edited[0], seen, evenly=recipe.keys == "mean")
+    evenly, around = recipe.keys == "mean", recipe.keep_prompts
+    return Subjects.prepare(model, facts, recipe.edited[0], seen, evenly=evenly, around=around)
 
 
 def states(model: Model, facts: Sequence[Fact], layer: int, site: Site = "layer") -> Tensor:

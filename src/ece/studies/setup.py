@@ -65,12 +65,8 @@ class Setup:
         """
         for name in self.chosen:
             method(name)
-        for key, value in self.options.items():
-            owner, _, own = key.rpartition(":")
-            if owner:
-                method(owner).with_options({own: value})
-            elif all(key not in self._given(name) for name in {*METHODS, *self.methods}):
-                method(self.methods[0]).with_options({key: value})
+        names = dict.fromkeys([*self.methods, *METHODS])
+        check_options(self.options, {name: self._given(name) for name in names})
         for name in self.methods:
             method(name).with_options(self._given(name))
 
@@ -179,6 +175,24 @@ class Setup:
         """The user's options for a method, over those of its preset."""
         preset = dict(self.presets.get(name, {}))
         return preset | given_to(method(name).with_options(preset), self.options)
+
+
+def check_options(options: Mapping[str, str], given: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuse a user's option that no method takes.
+
+    Args:
+        options: as the user wrote them.
+        given: by method, the most important one first: those that it takes.
+
+    Raises:
+        UserError: there is no such method or option.
+    """
+    for key, value in options.items():
+        owner, _, own = key.rpartition(":")
+        if owner:
+            method(owner).with_options({own: value})
+        elif all(key not in taken for taken in given.values()):
+            method(next(iter(given))).with_options({key: value})
 
 
 def given_to(chosen: Method, options: Mapping[str, str]) -> dict[str, str]:

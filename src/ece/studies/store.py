@@ -59,13 +59,21 @@ class Store:
             UserError: the folder was made with other settings, or holds something else.
         """
         store = cls(Path(folder))
-        store.check(settings)
-        if not store._settings.exists():
-            with new_file(store._settings) as temporary:
-                temporary.write_text(json.dumps(settings, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        store.keep(settings)
         for name in ("cells", "locks"):
             (store.folder / name).mkdir(exist_ok=True)
         return store
+
+    def keep(self, settings: dict[str, Any]) -> None:
+        """Note the settings in a new folder; in one that has some, they must be these.
+
+        Raises:
+            UserError: as `check`.
+        """
+        self.check(settings)
+        if not self._settings.exists():
+            with new_file(self._settings) as temporary:
+                temporary.write_text(json.dumps(settings, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
     def check(self, settings: dict[str, Any]) -> None:
         """Refuse other settings, naming the first that differs; nothing is written.
