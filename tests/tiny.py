@@ -10,7 +10,7 @@ import torch
 from tokenizers import Tokenizer, decoders, pre_tokenizers, processors, trainers
 from tokenizers.models import BPE
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.models.gpt2 import GPT2Config
 from transformers.models.gptj import GPTJConfig
 from transformers.models.llama import LlamaConfig
@@ -115,15 +115,24 @@ def config(kind: str, vocabulary: int) -> Any:
     return kinds[kind]()
 
 
-def build(kind: str, seed: int = 0, dtype: torch.dtype = torch.float32) -> Model:
-    """A model of a type with seeded random weights; no bias is zero and no norm is one."""
-    words = tokenizer("bos" if kind not in ("gpt2", "gptj") else "plain")
-    network = AutoModelForCausalLM.from_config(config(kind, len(words)), dtype=torch.float32)
+def network(kind: str, seed: int = 0) -> PreTrainedModel:
+    """A network of a type with seeded random weights in float32; no bias is zero and no norm is one."""
+    made = AutoModelForCausalLM.from_config(config(kind, len(words(kind))), dtype=torch.float32)
     generator = torch.Generator().manual_seed(seed)
-    for name, parameter in network.named_parameters():
+    for name, parameter in made.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)
         parameter.data.copy_(_scaled(name, noise))
-    return cast(Model(network, words, f"tiny-{kind}-{seed}"), dtype)
+    return made
+
+
+def words(kind: str) -> PreTrainedTokenizerFast:
+    """The tokenizer of a type."""
+    return tokenizer("bos" if kind not in ("gpt2", "gptj") else "plain")
+
+
+def build(kind: str, seed: int = 0, dtype: torch.dtype = torch.float32) -> Model:
+    """A model of a type with seeded random weights."""
+    return cast(Model(network(kind, seed), words(kind), f"tiny-{kind}-{seed}"), dtype)
 
 
 def cast(model: Model, dtype: torch.dtype) -> Model:

