@@ -311,6 +311,25 @@ def test_warm_start_learns_directions():
     assert torch.nn.functional.cosine_similarity(start, embeddings[40:] @ rotation).min() > 0.9
 
 
+def test_warm_start_is_one_ridge_regression_however_it_was_learned():
+    torch.manual_seed(1)
+    embeddings, directions = torch.randn(33, 6), torch.nn.functional.normalize(torch.randn(33, 6), dim=1)
+    hidden = torch.randn(4, 6)
+    x = embeddings.double()
+    centre, scale = x.mean(0), x.std()
+
+    def design(rows):
+        return torch.cat([(rows - centre) / scale, torch.ones(len(rows), 1)], 1)
+
+    moment = design(x).T @ design(x) + 0.1 * len(x) * torch.eye(7)
+    predicted = design(embeddings[:4].double()) @ moment.inverse() @ design(x).T @ directions.double()
+    expected = 0.3 * hidden.norm(dim=1, keepdim=True) * torch.nn.functional.normalize(predicted, dim=1)
+    warm = WarmStart()
+    for part in (slice(0, 1), slice(1, 20), slice(20, 33)):
+        warm.learn(embeddings[part], 7 * directions[part])
+    torch.testing.assert_close(warm(embeddings[:4], hidden), expected.float())
+
+
 def test_warm_start_ignores_failed_facts():
     embeddings = torch.randn(30, 8)
     delta = torch.randn(30, 8)

@@ -19,7 +19,7 @@ from ece.methods.recipe import PerFact, Recipe, TwoStep
 from ece.methods.subjects import activations
 from ece.models import Model
 from ece.models.abreast import abreast, workers
-from ece.models.replay import passes
+from ece.models.replay import of_device, passes
 from ece.models.tails import SharedPrefixes
 from ece.models.tokens import locate
 from ece.targets.clusters import Clusters, grouped
@@ -59,7 +59,7 @@ class Search(Protocol):
 
 def pass_tokens(model: Model) -> int:
     """Tail tokens in one pass on the model's device."""
-    return PASS_TOKENS["cpu" if model.device.type == "cpu" else "other"]
+    return of_device(model, PASS_TOKENS)
 
 
 def searched_on(model: Model, recipe: Recipe) -> AbstractContextManager[None]:

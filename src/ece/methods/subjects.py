@@ -13,7 +13,7 @@ from ece.facts import Fact
 from ece.locate.scores import activation_score
 from ece.methods.recipe import Recipe
 from ece.models import Model
-from ece.models.replay import Replay, keys_captured, padded, parts_captured, passes, record
+from ece.models.replay import Replay, keys_captured, of_device, padded, parts_captured, passes, record
 from ece.models.tokens import locate
 from ece.targets.loss import Site
 
@@ -105,7 +105,7 @@ class Subjects:
         ids = [text.ids[: text.subject_last + 1] for text in texts]
         earlier = list(_beginnings(ids).values()) if around else []
         bare = set(range(0, len(ids), len(before)))
-        budget = PASS_TOKENS.get(model.device.type, PASS_TOKENS["other"])
+        budget = of_device(model, PASS_TOKENS)
         made: list[Pass] = []
         for kind in (sorted(bare), [row for row in range(len(ids)) if row not in bare]):
             for group in passes([len(ids[row]) for row in kind], budget):

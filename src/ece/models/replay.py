@@ -8,7 +8,7 @@ positions); `Replay.run` calls any range of layers with that again; `Past` plays
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -176,6 +176,11 @@ def passes(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
             size += 1
         yield order[:size]
         order = order[size:]
+
+
+def of_device(model: Model, tokens: Mapping[str, int]) -> int:
+    """How many tokens a pass takes on the model's device: `tokens` says it for `cpu` and for any `other`."""
+    return tokens.get(model.device.type, tokens["other"])
 
 
 @dataclass

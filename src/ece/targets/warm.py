@@ -57,14 +57,26 @@ class WarmStart:
 
     def __call__(self, embeddings: Tensor, hidden: Tensor) -> Tensor:
         """Where to start `[facts, d_model]`: zero until enough has been learned."""
-        if sum(len(x) for x in self._features) < self.enough:
+        features, directions = ([x.to(hidden.device) for x in parts] for parts in (self._features, self._directions))
+        solved = sum(map(len, features))
+        if solved < self.enough:
             return torch.zeros_like(hidden)
-        x, y = (torch.cat([part.to(hidden.device) for part in parts]) for parts in (self._features, self._directions))
-        centre, scale = x.mean(0), x.std()
-        design = nn.functional.pad((x - centre) / scale, (0, 1), value=1.0).double()
-        moment = design.T @ design
-        penalty = self.ridge * len(x) * torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
-        coefficients = torch.linalg.solve(moment + penalty, design.T @ y.double()).to(hidden)
-        new = nn.functional.pad((embeddings.to(x) - centre) / scale, (0, 1), value=1.0).to(hidden)
-        predicted = new @ coefficients
+        width = embeddings.shape[1]
+        total = torch.stack([x.double().sum(0) for x in features]).sum(0)
+        squares = torch.stack([x.double().square().sum() for x in features]).sum()
+        centre = total / solved
+        count = solved * width
+        scale = ((squares - total.sum() ** 2 / count) / (count - 1)).sqrt()
+
+        def design(x: Tensor) -> Tensor:
+            return nn.functional.pad((x.to(centre) - centre) / scale, (0, 1), value=1.0)
+
+        moment = self.ridge * solved * torch.eye(width + 1, dtype=torch.float64, device=centre.device)
+        crossed = torch.zeros(width + 1, width, dtype=torch.float64, device=centre.device)
+        for x, y in zip(features, directions, strict=True):  # in parts, since all at once would be one more copy
+            part = design(x)
+            moment.addmm_(part.T, part)
+            crossed.addmm_(part.T, y.to(centre))
+        coefficients = torch.linalg.solve(moment, crossed).to(hidden)
+        predicted = design(embeddings).to(hidden) @ coefficients
         return self.length * hidden.norm(dim=1, keepdim=True) * nn.functional.normalize(predicted, dim=1)
