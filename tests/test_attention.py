@@ -76,6 +76,12 @@ def test_nothing_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
     assert seen == [(2, 2, 15, 8), (2, 2, 9, 8), (2, 2, 9, 8)]
 
 
+def test_what_sdpa_refuses_is_refused() -> None:
+    made = drawn(2, 2, 3, 5, 4)
+    with pytest.raises(ValueError, match="softcap"):
+        grouped_attention(made.module, *made.states, made.mask, softcap=30.0)
+
+
 def test_a_model_attends_so_and_says_the_same() -> None:
     network = make.network("llama")
     ids = torch.arange(12).reshape(2, 6)

@@ -19,6 +19,7 @@ from ece.methods.recipe import PerFact, Recipe, TwoStep
 from ece.methods.subjects import activations
 from ece.models import Model
 from ece.models.abreast import abreast, workers
+from ece.models.heap import memory_returned
 from ece.models.replay import of_device, passes
 from ece.models.tails import SharedPrefixes
 from ece.models.tokens import locate
@@ -72,7 +73,7 @@ def search(model: Model, facts: Sequence[Fact], recipe: Recipe, warm: WarmStart,
     began = time.monotonic()
     last = recipe.edited[-1]
     before = before[: 1 + recipe.contexts]
-    with searched_on(model, recipe):
+    with memory_returned(), searched_on(model, recipe):
         prefixes = SharedPrefixes.compute(model, [model.tokenizer(text.rstrip())["input_ids"] for text in before])
 
         def prepare(some: Sequence[Fact], seen: Sequence[str]) -> TargetLoss:

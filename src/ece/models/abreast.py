@@ -10,7 +10,6 @@ from typing import TypeVar
 
 import torch
 
-from ece.models.heap import memory_returned
 from ece.models.model import Model
 
 AHEAD = 2
@@ -31,11 +30,7 @@ def abreast(tasks: Iterable[Callable[[], R]], workers: int) -> Iterator[R]:
     on the number of workers. A task's exception is raised here.
     """
     under_way: deque[Future[R]] = deque()
-    with (
-        memory_returned(),
-        _threads_divided(workers),
-        ThreadPoolExecutor(workers, thread_name_prefix="pass") as pool,
-    ):
+    with _threads_divided(workers), ThreadPoolExecutor(workers, thread_name_prefix="pass") as pool:
         for task in tasks:
             under_way.append(pool.submit(task) if workers > 1 else _done(task))
             if len(under_way) == AHEAD:

@@ -31,12 +31,8 @@ def grouped_attention(
     """
     rows, heads, queries, width = query.shape
     together = heads // key.shape[1]
-    if (
-        together == 1
-        or attention_mask is None
-        or attention_mask.shape[1] != 1
-        or options.get("position_bias") is not None
-    ):
+    left_to_sdpa = any(options.get(name) is not None for name in ("position_bias", "softcap"))
+    if together == 1 or left_to_sdpa or attention_mask is None or attention_mask.shape[1] != 1:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     packed = query.reshape(rows, key.shape[1], together * queries, width)
     mask = attention_mask.repeat(1, 1, together, 1)

@@ -11,14 +11,14 @@ from contextlib import contextmanager
 @contextmanager
 def memory_returned() -> Iterator[None]:
     """Before and after, what glibc keeps though nothing is in it goes back: 0.4 GB after a search on SmolLM2."""
-    return_memory()
+    _return_memory()
     try:
         yield
     finally:
-        return_memory()
+        _return_memory()
 
 
-def return_memory() -> None:
+def _return_memory() -> None:
     """Hand the system what glibc keeps of freed memory; elsewhere nothing."""
     if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
         trim(0)

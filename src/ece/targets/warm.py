@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import cast
 
@@ -58,25 +58,32 @@ class WarmStart:
     def __call__(self, embeddings: Tensor, hidden: Tensor) -> Tensor:
         """Where to start `[facts, d_model]`: zero until enough has been learned."""
         features, directions = ([x.to(hidden.device) for x in parts] for parts in (self._features, self._directions))
-        solved = sum(map(len, features))
-        if solved < self.enough:
+        if sum(map(len, features)) < self.enough:
             return torch.zeros_like(hidden)
-        width = embeddings.shape[1]
-        total = torch.stack([x.double().sum(0) for x in features]).sum(0)
-        squares = torch.stack([x.double().square().sum() for x in features]).sum()
-        centre = total / solved
-        count = solved * width
-        scale = ((squares - total.sum() ** 2 / count) / (count - 1)).sqrt()
+        centre, scale = _centre_and_scale(features)
 
         def design(x: Tensor) -> Tensor:
             return nn.functional.pad((x.to(centre) - centre) / scale, (0, 1), value=1.0)
 
-        moment = self.ridge * solved * torch.eye(width + 1, dtype=torch.float64, device=centre.device)
-        crossed = torch.zeros(width + 1, width, dtype=torch.float64, device=centre.device)
-        for x, y in zip(features, directions, strict=True):  # in parts, since all at once would be one more copy
-            part = design(x)
-            moment.addmm_(part.T, part)
-            crossed.addmm_(part.T, y.to(centre))
-        coefficients = torch.linalg.solve(moment, crossed).to(hidden)
-        predicted = design(embeddings).to(hidden) @ coefficients
+        coefficients = self._regressed(map(design, features), directions)
+        predicted = design(embeddings).to(hidden) @ coefficients.to(hidden)
         return self.length * hidden.norm(dim=1, keepdim=True) * nn.functional.normalize(predicted, dim=1)
+
+    def _regressed(self, designs: Iterable[Tensor], directions: Sequence[Tensor]) -> Tensor:
+        """Coefficients `[d_model + 1, d_model]`, float64, from edits in parts: at once they would be one more copy."""
+        width, device = directions[0].shape[1], directions[0].device
+        moment = torch.eye(width + 1, dtype=torch.float64, device=device) * self.ridge * sum(map(len, directions))
+        crossed = torch.zeros(width + 1, width, dtype=torch.float64, device=device)
+        for x, y in zip(designs, directions, strict=True):
+            moment.addmm_(x.T, x)
+            crossed.addmm_(x.T, y.to(x))
+        return torch.linalg.solve(moment, crossed)
+
+
+def _centre_and_scale(parts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """The mean `[d_model]` of all rows and the standard deviation of all entries, float64."""
+    total = torch.stack([x.double().sum(0) for x in parts]).sum(0)
+    squares = torch.stack([x.double().square().sum() for x in parts]).sum()
+    count = sum(x.numel() for x in parts)
+    variance = (squares - total.sum() ** 2 / count) / (count - 1)
+    return total / sum(map(len, parts)), variance.sqrt()
