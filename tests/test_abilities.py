@@ -35,8 +35,9 @@ from ece.evaluation.abilities import (
 from ece.evaluation.harness import harness, load_tasks
 from ece.evaluation.perplexity import perplexity, read_text
 from ece.models import Model
-from ece.models.answers import answers
+from ece.models.answers import Answer, answers
 from ece.models.likelihood import Question, likelihoods
+from ece.models.tokens import encode
 
 RECORDS: dict[str, dict[str, Any]] = {
     "sst2": {"sentence": "a fine river , quiet ", "label": 1, "idx": 0},
@@ -161,11 +162,11 @@ def test_examples_are_never_asked(tiny_llama: Model, monkeypatch: pytest.MonkeyP
     assert len(found.right) == len(found.likeliest) == len(found.texts) == 3
     asked: list[str] = []
 
-    def noted(_: Model, questions: list[Question], label: str) -> list[list[Any]]:
+    def noted(_: Model, questions: list[Question], tokens: int, label: str) -> list[Answer]:
         asked.extend(question.prompt for question in questions)
-        return likelihoods(tiny_llama, questions, label)
+        return answers(tiny_llama, questions, tokens, label)
 
-    monkeypatch.setattr("ece.evaluation.abilities.likelihoods", noted)
+    monkeypatch.setattr("ece.evaluation.abilities.answers", noted)
     evaluate(tiny_llama, TASKS["sst2"], items, shots=2)
     assert asked == [f"Number 0: negative\n\nNumber 1: negative\n\nNumber {i}:" for i in range(POOL, POOL + 5)]
     with pytest.raises(UserError, match="11 shots; between 0 and 10"):
@@ -218,12 +219,37 @@ def test_likelihoods_after_a_long_common_beginning_equal_the_naive_ones(tiny: Mo
             assert likelihood.exact == exact
 
 
+def test_candidates_of_any_length_are_compared_as_by_the_naive_way(tiny: Model, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("ece.models.answers.PASS_TOKENS", 40)
+    questions = [
+        Question("Victor Hugo wrote about Paris. Rome is", ("a city", "Paris", "a very old river and a small place")),
+        Question("Victor Hugo wrote about Paris. Because of that, chess is played in", ("Rome", "an opera house")),
+        Question("Victor Hugo wrote about Paris. He", ()),
+        Question("Victor Hugo wrote about Paris. ", ("Rome",)),  # its last space belongs to the candidate's first token
+    ]
+    lengths = {
+        len(encode(tiny, question.prompt, word)[0]) for question in questions[:2] for word in question.candidates
+    }
+    assert len(lengths) > 2
+    found = answers(tiny, questions, 2)
+    for question, answer in zip(questions, found, strict=True):
+        if not question.prompt.endswith(" "):  # some tokenizers have a token for it, some do not
+            assert answer.text == written_slowly(tiny, question.prompt, 2)
+        for candidate, likelihood in zip(question.candidates, answer.candidates, strict=True):
+            mean, exact = reference.likelihood(tiny, question.prompt, candidate)
+            assert likelihood.log_probability == pytest.approx(mean, rel=1e-4, abs=1e-5)
+            assert likelihood.exact == exact
+    (plain,) = likelihoods(tiny, questions[:1])
+    assert [each.predicted for each in found[0].candidates] == [each.predicted for each in plain]
+
+
 def test_writing_stops_at_the_end_of_text(tiny_llama: Model):
     prompt = "The Eiffel Tower is in"
     first = int(tiny_llama.tokenizer(prompt + written_slowly(tiny_llama, prompt, 1))["input_ids"][-1])
-    assert answers(tiny_llama, [prompt], 3) != [""]
+    question = Question(prompt, ())
+    assert answers(tiny_llama, [question], 3)[0].text
     tiny_llama.network.generation_config.eos_token_id = [first, 2]  # pyright: ignore
-    assert answers(tiny_llama, [prompt, prompt], 3) == ["", ""]
+    assert answers(tiny_llama, [question, question], 3) == [Answer([], ""), Answer([], "")]
     assert answers(tiny_llama, [], 3) == []
 
 

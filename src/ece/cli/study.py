@@ -40,6 +40,7 @@ def study(
     batch_size: Annotated[int, typer.Option(min=1, help="Facts edited at a time.")] = 100,
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many edits and records: a quick look.")] = None,
     texts: Annotated[int, typer.Option(min=0, help="Records whose generated texts `methods` measures.")] = 100,
+    asked: Annotated[int, typer.Option(min=1, help="Records of each task that `abilities` asks.")] = 200,
     options: Annotated[
         list[str] | None, typer.Option("--set", help="key=value for all methods, METHOD:key=value for one.")
     ] = None,
@@ -63,7 +64,7 @@ def study(
     inputs = Inputs.read([data, *(zsre or [])], tasks, text)
     loaded = load(model, dtype=dtype, device_map=device_map, trust_remote_code=trust_remote_code)
     names = [method.strip() for method in (methods or "").split(",") if method.strip()]
-    setup = Setup(loaded, inputs, names, edits, batch_size, limit, given, texts)
+    setup = Setup(loaded, inputs, names, edits, batch_size, limit, given, texts, asked)
     setup = replace(setup, presets=preset_options(setup.methods, loaded, preset))
     studying = Studying.begin(chosen, setup, output)
     timings = studying.timings()

@@ -23,8 +23,8 @@ from ece.errors import UserError
 from ece.evaluation.means import Mean, percent
 from ece.facts import read_records
 from ece.models import Model
-from ece.models.answers import answers
-from ece.models.likelihood import Question, likelihoods
+from ece.models.answers import Answer, answers
+from ece.models.likelihood import Question
 
 POOL = 10
 """The first so many records of a file are examples, however many are shown: all settings answer the same rest."""
@@ -203,12 +203,14 @@ def evaluate(
         raise UserError(f"{shots} shots; between 0 and {POOL} are possible")
     asked = examples[POOL:][:limit]
     prompts = prompted(model, examples[:shots], asked)
-    compared = likelihoods(model, [Question(prompt, task.words) for prompt in prompts], task.name)
-    likeliest = [
-        max(zip(task.words, found, strict=True), key=lambda pair: pair[1].log_probability)[0] for found in compared
-    ]
-    texts = answers(model, prompts, WRITTEN, f"{task.name}, written")
-    return Answers(task, [example.label for example in asked], likeliest, texts)
+    found = answers(model, [Question(prompt, task.words) for prompt in prompts], WRITTEN, task.name)
+    likeliest = [_likeliest(task, answer) for answer in found]
+    return Answers(task, [example.label for example in asked], likeliest, [answer.text for answer in found])
+
+
+def _likeliest(task: Task, answer: Answer) -> str:
+    compared = zip(task.words, answer.candidates, strict=True)
+    return max(compared, key=lambda pair: pair[1].log_probability)[0]
 
 
 def prompted(model: Model, shown: Sequence[Example], asked: Sequence[Example]) -> list[str]:

@@ -16,8 +16,6 @@ from ece.studies.study import Found, Row, Study
 from ece.studies.tables import Table
 
 COUNTS = 5
-RECORDS = 200
-"""Of each task, at most."""
 
 TEXT = "held-out text"
 TOKENS, TOKENS_EACH = 20_000, 100
@@ -42,7 +40,7 @@ def rows(setup: Setup) -> list[Row]:
                 cell = Cell(run=setup.run(name), edits=count, measure="perplexity", of=of)
                 found.append(Row(name, cell, count, TEXT))
     for task in setup.inputs.task_names:
-        of = {"task": task, "limit": setup.capped(RECORDS)}
+        of = {"task": task, "limit": setup.capped(setup.asked)}
         for name in setup.methods:
             for count in setup.counts(COUNTS):
                 cell = Cell(run=setup.run(name), edits=count, measure="ability", of=of)

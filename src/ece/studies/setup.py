@@ -54,6 +54,9 @@ class Setup:
     texts: int = 100
     """Records whose generated texts are measured, at most: they take longer than all other metrics together."""
 
+    asked: int = 200
+    """Records of each task of general abilities, at most."""
+
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """By method: options that stand below the user's."""
 
