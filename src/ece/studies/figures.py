@@ -81,7 +81,7 @@ class Lines:
             axes.set_xticks(places, [f"{x:g}" for x in places])
             axes.minorticks_off()
         if self.unit == "%":
-            axes.set_ylim(-4, 104)
+            axes.set_ylim(min(-4, axes.get_ylim()[0]), 104)  # a correlation (MCC) may be negative
 
     def _beside(self, x: float, label: str) -> float:
         """The place of a point: each label's a little beside the others', so that equal means are all seen."""
