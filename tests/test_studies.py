@@ -595,3 +595,15 @@ def test_a_killed_command_goes_on(checkpoint: Path, tmp_path: Path) -> None:
     assert second.returncode == 0, second.stderr
     assert all(file.stat().st_mtime_ns == changed for file, changed in (before | kept).items())
     assert (tmp_path / "s" / "report.html").exists()
+
+
+def test_an_axis_reaches_down_to_a_negative_correlation():
+    from matplotlib.figure import Figure
+
+    for mean, lowest in ((-12.0, -22.0), (80.0, -4.0)):
+        figure = Figure()
+        Lines("tasks", "Tasks", "edits", {"ece": [(1.0, {"mcc": Mean(mean, 10.0, 9)})]}, ["mcc"]).draw(figure)
+        bottom, top = figure.axes[0].get_ylim()
+        assert bottom <= lowest
+        assert top == 104
+    assert bottom == -4
