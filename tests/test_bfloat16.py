@@ -65,9 +65,8 @@ def test_likelihoods_and_perplexity_are_those_of_the_rounded_weights(half: Model
 
 def test_writing_with_a_shared_beginning_and_without(half: Model):
     prompts = ["The Eiffel Tower is in", "The Eiffel Tower is not in the"]
-    assert (
-        len(answers(half, [Question(prompt, ()) for prompt in prompts], 4)) == len(continuations(half, prompts, 4)) == 2
-    )
+    questions = [Question(prompt, ()) for prompt in prompts]
+    assert len(answers(half, questions, 4)) == len(continuations(half, prompts, 4)) == 2
 
 
 def test_attribution_is_that_of_the_rounded_weights(half: Model, facts: list[Fact]):

@@ -67,12 +67,12 @@ def answers(model: Model, questions: Sequence[Question], tokens: int, label: str
     return [Answer(found[row], texts[row]) for row in range(len(questions))]
 
 
-def _following(model: Model, question: Question, prompt: Sequence[int]) -> list[list[int]] | None:
+def _following(model: Model, question: Question, prompt: list[int]) -> list[list[int]] | None:
     """The candidates' tokens after the prompt's; None where the tokenizer does not part the two there."""
     found: list[list[int]] = []
     for candidate in question.candidates:
         ids, _, start = encode(model, question.prompt, candidate)
-        if ids[:start] != list(prompt):
+        if ids[:start] != prompt:
             return None
         found.append(ids[start:])
     return found
@@ -128,12 +128,10 @@ def _predictions(model: Model, read: _Read, rows: Sequence[int], wanted: Sequenc
 
 def _written(model: Model, read: _Read, tokens: int) -> list[list[int]]:
     """The most probable tokens after each row, up to the end of text (left out)."""
-    chosen: list[list[int]] = []
-    while True:
-        chosen.append(read.logits.argmax(1).tolist())
-        if len(chosen) >= tokens:
-            break
+    chosen = [read.logits.argmax(1).tolist()]
+    while len(chosen) < tokens:
         read = _read(model, [[token] for token in chosen[-1]], read.past)
+        chosen.append(read.logits.argmax(1).tolist())
     ends = _ends(model)
     rows = [list(row) for row in zip(*chosen, strict=True)]
     return [row[: next((i for i, token in enumerate(row) if token in ends), len(row))] for row in rows]
