@@ -1,6 +1,6 @@
-"""Every fact edited alone, on the unedited model: what a method can do before editing in sequence wears it down.
+"""Every fact, or every batch, edited alone on the unedited model: what a method can do before a sequence wears it down.
 
-python benchmarks/alone.py --data counterfact.json [--methods mend,serac,ece] [--first 0] [--facts 50] [--json FILE]
+python benchmarks/alone.py --data counterfact.json [--methods mend,serac,ece] [--first 0] [--facts 50] [--batch-size 1]
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 import ece
 from ece.evaluation.counterfact import RecordScore
-from ece.facts import CounterFactRecord
+from ece.facts import CounterFactRecord, batches
 from ece.methods.engine import written_contexts
 from ece.methods.method import Method
 from ece.studies.setup import given_options
@@ -29,10 +29,11 @@ def main(
     methods: Annotated[str, typer.Option(help="Comma-separated.")] = "ece,ft-l,ft-w,ft-m,mend,serac,grace,ike",
     first: Annotated[int, typer.Option(help="First record.")] = 0,
     facts: Annotated[int, typer.Option(help="How many.")] = 50,
+    batch_size: Annotated[int, typer.Option(help="Facts edited together.")] = 1,
     set: Annotated[list[str] | None, typer.Option(help="METHOD:key=value, an option of a method.")] = None,
     json: Annotated[Path | None, typer.Option(help="Write the figures here.")] = None,
 ) -> None:
-    """Edit one fact, evaluate its record, take the edit off again; for every fact and method."""
+    """Edit a batch, evaluate its records, take the edit off again; for every batch and method."""
     given = given_options(set)
     model = ece.load()
     records = ece.read_counterfact(data)[first : first + facts]
@@ -42,26 +43,29 @@ def main(
     for name in methods.split(","):
         own = {key.removeprefix(f"{name}:"): value for key, value in given.items() if key.startswith(f"{name}:")}
         chosen = ece.method(name).with_options(own)
-        tried = [alone(model, record, chosen, before) for record in tqdm(records, desc=name, disable=None)]
-        quality[name] = ece.summary([score for score, _ in tried], unedited)
-        rows.append({"method": name, "s / edit": f"{sum(seconds for _, seconds in tried) / len(tried):.2f}"})
+        together = tqdm(batches(records, batch_size), desc=name, disable=None)
+        tried = [alone(model, batch, chosen, before) for batch in together]
+        quality[name] = ece.summary([score for scores, _ in tried for score in scores], unedited)
+        rows.append({"method": name, "s / edit": f"{sum(seconds for _, seconds in tried) / len(records):.2f}"})
     shown = [row | {metric: str(quality[row["method"]].get(metric, "")) for metric in SHOWN} for row in rows]
     found = {name: {metric: vars(mean) for metric, mean in means.items()} for name, means in quality.items()}
-    title = f"Each of {len(records)} facts from record {first} alone"
-    report(title, shown, {"first": first, "facts": facts, "methods": found, "machine": description()}, json)
+    each = f"batch of {batch_size}" if batch_size > 1 else "fact"
+    title = f"{len(records)} facts from record {first}, each {each} alone"
+    asked = {"first": first, "facts": facts, "batch_size": batch_size}
+    report(title, shown, asked | {"methods": found, "machine": description()}, json)
 
 
 def alone(
-    model: ece.Model, record: CounterFactRecord, method: Method, before: Sequence[str]
-) -> tuple[RecordScore, float]:
-    """The record's metrics with its edit, and the seconds that the edit took."""
+    model: ece.Model, records: Sequence[CounterFactRecord], method: Method, before: Sequence[str]
+) -> tuple[list[RecordScore], float]:
+    """The records' metrics with their edit, and the seconds that the edit took."""
     began = time.perf_counter()
-    made = ece.edit(model, [record.fact()], method, before=before)
+    made = ece.edit(model, [record.fact() for record in records], method, before=before)
     seconds = time.perf_counter() - began
     made.apply(model)
-    score = ece.evaluate(model, [record])[0]
+    scores = ece.evaluate(model, records)
     made.revert(model)
-    return score, seconds
+    return scores, seconds
 
 
 if __name__ == "__main__":

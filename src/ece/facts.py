@@ -35,6 +35,7 @@ DEMONSTRATED = 20
 Template = Annotated[str, AfterValidator(_template)]
 Filled = Annotated[str, AfterValidator(_filled)]
 Schema = TypeVar("Schema", bound=BaseModel)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -225,8 +226,8 @@ def check_consistent(facts: Iterable[Fact]) -> None:
             )
 
 
-def batches(facts: Sequence[Fact], size: int) -> list[Sequence[Fact]]:
-    """Facts in batches of `size`, in order; the last may be smaller."""
+def batches(facts: Sequence[T], size: int) -> list[Sequence[T]]:
+    """Facts, or records, in batches of `size`, in order; the last may be smaller."""
     return [facts[i : i + size] for i in range(0, len(facts), size)]
 
 

@@ -40,7 +40,7 @@ def study(
     batch_size: Annotated[int, typer.Option(min=1, help="Facts edited at a time.")] = 100,
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many edits and records: a quick look.")] = None,
     texts: Annotated[int, typer.Option(min=0, help="Records whose generated texts `methods` measures.")] = 100,
-    asked: Annotated[int, typer.Option(min=1, help="Records of each task that `abilities` asks.")] = 200,
+    asked: Annotated[int, typer.Option(min=0, help="Records of each task that `abilities` asks; 0: no tasks.")] = 200,
     options: Annotated[
         list[str] | None, typer.Option("--set", help="key=value for all methods, METHOD:key=value for one.")
     ] = None,

@@ -27,6 +27,7 @@ from ece.methods.searching import Search, pass_tokens, search, searched_on
 from ece.methods.subjects import states
 from ece.methods.writing import statistics, swept
 from ece.models import Delta, LowRank, Model
+from ece.models.heap import memory_returned
 from ece.targets.clusters import Clusters
 from ece.targets.contexts import contexts
 from ece.targets.descent import Solved
@@ -215,7 +216,8 @@ def _reached(bench: Bench, facts: Sequence[Fact], recipe: Recipe, history: Histo
     with searched_on(model, recipe):
         hidden = states(model, edited, recipe.edited[-1], recipe.site)
     wanted = hidden + delta.to(hidden)
-    deltas, keys, around = swept(model, recipe, edited, bench.before, wanted, bench.moments, history)
+    with memory_returned():
+        deltas, keys, around = swept(model, recipe, edited, bench.before, wanted, bench.moments, history)
     bench.phases.end("update")
     return Reached(deltas, keys, around, hidden, delta, solved, clusters)
 

@@ -28,7 +28,8 @@ def rows(setup: Setup) -> list[Row]:
     Raises:
         UserError: there are no tasks' files.
     """
-    if not setup.inputs.task_names and not setup.inputs.text:
+    tasks = setup.inputs.task_names if setup.asked else []
+    if not tasks and not setup.inputs.text:
         raise UserError(
             f"no tasks of general abilities; give the folder of {', '.join(TASKS)} with --tasks, or a text with --text"
         )
@@ -39,7 +40,7 @@ def rows(setup: Setup) -> list[Row]:
             for count in setup.counts(COUNTS):
                 cell = Cell(run=setup.run(name), edits=count, measure="perplexity", of=of)
                 found.append(Row(name, cell, count, TEXT))
-    for task in setup.inputs.task_names:
+    for task in tasks:
         of = {"task": task, "limit": setup.capped(setup.asked)}
         for name in setup.methods:
             for count in setup.counts(COUNTS):
