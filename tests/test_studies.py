@@ -13,6 +13,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from ece.methods.registry import as_recipe
 from ece.methods.searching import search
 from ece.models import Model
 from ece.studies import measures, runner, searches
+from ece.studies.abilities import TEXT
 from ece.studies.cells import Cell, Run, tracks
 from ece.studies.figures import Bars, Dots, Lines, save
 from ece.studies.inputs import Inputs
@@ -442,6 +444,9 @@ def test_abilities_and_perplexity_along_a_sequence(tiny_llama: Model, tmp_path: 
     assert means["ece", 4, "perplexity"] != means[UNEDITED, None, "perplexity"]
     assert (tmp_path / "s" / "abilities-tasks.png").exists()
     assert (tmp_path / "s" / "abilities-perplexity.png").exists()
+    assert {row.panel for row in STUDIES["abilities"].all_rows(replace(one, asked=0))} == {TEXT}
+    with pytest.raises(UserError, match="no tasks"):
+        STUDIES["abilities"].all_rows(replace(one, asked=0, inputs=Inputs.read([SHIPPED], tasks)))
 
 
 def test_records_wait_for_all_their_facts(tiny_llama: Model) -> None:
