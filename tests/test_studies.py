@@ -109,6 +109,17 @@ def test_a_cells_hash_is_of_what_it_measures() -> None:
     assert [len(track.cells) for track in grouped] == [2, 2, 1, 1]
 
 
+def test_options_said_in_several_ways_are_one_run(tiny_llama: Model) -> None:
+    one = Setup(tiny_llama, setup(tiny_llama).inputs, ("ece",), edits=4, batch_size=2)
+    plain = one.run("ece")
+    views = {"targets.views": str(plain.options["targets"]["views"])}
+    same = [one.run("ece", {"regularise": plain.options["regularise"]}), one.run("ece", views)]
+    assert all(run.changes and run.key == plain.key for run in same)
+    assert {one.quality(run).key for run in [plain, *same]} == {one.quality(plain).key}
+    assert one.run("ece", {"layers": "1"}).key == one.run("ece", {"layers": (1,)}).key != plain.key
+    assert one.quality(same[0], first=2).within(one.quality(plain)) == slice(0, 2)
+
+
 def test_edits_are_made_once_for_all_cells_along_a_run(tiny_llama: Model, tmp_path: Path, calls: Calls) -> None:
     before = {layer: tiny_llama.weight(layer).clone() for layer in (1, 2)}
     studying = begun("edits", setup(tiny_llama), tmp_path / "s")

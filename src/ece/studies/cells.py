@@ -18,8 +18,12 @@ class Hashed(BaseModel):
     @property
     def key(self) -> str:
         """16 hexadecimal digits of the content's SHA-256."""
-        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, ensure_ascii=False)
+        text = json.dumps(self.content(), sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def content(self) -> dict[str, Any]:
+        """What tells it from others."""
+        return self.model_dump(mode="json")
 
 
 class Run(Hashed):
@@ -32,12 +36,16 @@ class Run(Hashed):
     """None: the unedited model."""
 
     changes: dict[str, Any] = {}
-    """Options of the method that are not its defaults."""
+    """Options of the method as they were asked for, which may be said in several ways: no part of its key."""
 
     options: dict[str, Any] = {}
     """All options as they are with these changes: another default makes another run."""
 
     batch_size: int = 0
+
+    def content(self) -> dict[str, Any]:
+        """All but `changes`, which come to `options`."""
+        return self.model_dump(mode="json", exclude={"changes"})
 
 
 class Cell(Hashed):
@@ -50,6 +58,10 @@ class Cell(Hashed):
 
     of: dict[str, Any] = {}
     """What the measure is told: the data, the slice of records, and so on."""
+
+    def content(self) -> dict[str, Any]:
+        """With its run's content."""
+        return self.model_dump(mode="json") | {"run": self.run.content()}
 
     def unedited(self) -> Cell:
         """The same measurement on the unedited model."""
@@ -68,7 +80,7 @@ class Cell(Hashed):
         if here is None or there is None or not there.start <= here.start <= here.stop <= there.stop:
             return None
         same = other.model_copy(update={"of": other.of | {"start": here.start, "stop": here.stop}})
-        return slice(here.start - there.start, here.stop - there.start) if same == self != other else None
+        return slice(here.start - there.start, here.stop - there.start) if same.key == self.key != other.key else None
 
 
 class Track(BaseModel):
