@@ -623,3 +623,14 @@ def test_an_axis_reaches_down_to_a_negative_correlation():
         assert bottom <= lowest
         assert top == 104
     assert bottom == -4
+
+
+def test_a_whole_without_parts_has_its_bar():
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
+
+    figure = Figure()
+    rows = [("ece", {"targets": Mean(1.0, 0.1, 3)}, Mean(1.5, 0.1, 3)), ("ft-l", {}, Mean(2.0, 0.1, 3))]
+    Bars("b", "title", rows, "seconds").draw(figure)
+    bars = [patch for patch in figure.axes[0].patches if isinstance(patch, Rectangle)]
+    assert [round(bar.get_width(), 3) for bar in bars if bar.get_y() > 0.5] == [0.0, 2.0]

@@ -138,7 +138,7 @@ class Bars:
     name: str
     title: str
     rows: Sequence[tuple[str, dict[str, Mean], Mean]]
-    """Label, parts, whole."""
+    """Label, parts, whole; one without parts is drawn as a whole."""
 
     unit: str
 
@@ -157,6 +157,8 @@ class Bars:
                 places, widths, 0.62, left=left, color=PALETTE[number % len(PALETTE)], edgecolor="white", label=part
             )
             left = [a + b for a, b in zip(left, widths, strict=True)]
+        if bare := {place: whole.mean for place, (_, found, whole) in enumerate(self.rows) if not found}:
+            axes.barh(list(bare), list(bare.values()), 0.62, color=FAINT, label="all phases" if parts else None)
         for place, (_, _, whole) in enumerate(self.rows):
             error = 0 if math.isnan(whole.se) else whole.se
             axes.errorbar(whole.mean, place, xerr=error, color=INK, capsize=3, fmt="none")
