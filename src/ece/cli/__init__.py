@@ -27,6 +27,7 @@ from ece.cli.train import train
 from ece.cli.undo import undo
 from ece.cli.verify import verify
 from ece.errors import UserError
+from ece.heap import large_blocks_apart
 
 app = typer.Typer(
     help="Edit what a language model knows: explain where a fact is, change it there, keep the rest.",
@@ -58,6 +59,7 @@ def main() -> None:
     handler.setFormatter(_Printable("%(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("ece").setLevel(logging.INFO)
+    large_blocks_apart()
     try:
         app()
     except UserError as error:

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from ece.edits.edit import Edit, FactEntry, Manifest
 from ece.errors import UserError
 from ece.facts import Fact, batches, check_consistent
+from ece.heap import memory_returned
 from ece.locate.layers import choose_layers
 from ece.locate.tracing import traced_layers
 from ece.methods.history import History
@@ -27,7 +28,6 @@ from ece.methods.searching import Search, pass_tokens, search, searched_on
 from ece.methods.subjects import states
 from ece.methods.writing import statistics, swept
 from ece.models import Delta, LowRank, Model
-from ece.models.heap import memory_returned
 from ece.targets.clusters import Clusters
 from ece.targets.contexts import contexts
 from ece.targets.descent import Solved

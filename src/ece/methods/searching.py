@@ -14,12 +14,12 @@ import torch
 from tqdm import tqdm
 
 from ece.facts import Fact
+from ece.heap import memory_returned
 from ece.locate.scores import smallest_set
 from ece.methods.recipe import PerFact, Recipe, TwoStep
 from ece.methods.subjects import activations
 from ece.models import Model
 from ece.models.abreast import abreast, workers
-from ece.models.heap import memory_returned
 from ece.models.replay import of_device, passes
 from ece.models.tails import SharedPrefixes
 from ece.models.tokens import locate
