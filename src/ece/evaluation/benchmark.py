@@ -32,8 +32,8 @@ class Benchmark(Protocol):
         """The facts that the records ask for, in their order, none twice."""
         ...
 
-    def part(self, start: int, stop: int | None) -> Self:
-        """The records `start` to `stop` (not included); whatever all records share stays as it is."""
+    def part(self, start: int, stop: int | None, step: int = 1) -> Self:
+        """Every `step`th of the records `start` to `stop` (not included); whatever all records share stays as it is."""
         ...
 
     def evaluate(self, model: Model, *, generated: bool = False, texts: bool = False) -> list[Score]:

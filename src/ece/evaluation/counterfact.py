@@ -129,9 +129,9 @@ class CounterFact:
         """The facts that the records ask for, none twice."""
         return list(dict.fromkeys(record.fact() for record in self.records))
 
-    def part(self, start: int, stop: int | None) -> CounterFact:
-        """The records `start` to `stop` (not included), with the corpus of all."""
-        return replace(self, records=self.records[start:stop], references=self.references[start:stop])
+    def part(self, start: int, stop: int | None, step: int = 1) -> CounterFact:
+        """Every `step`th of the records `start` to `stop` (not included), with the corpus of all."""
+        return replace(self, records=self.records[start:stop:step], references=self.references[start:stop:step])
 
     def evaluate(self, model: Model, *, generated: bool = False, texts: bool = False) -> list[Score]:
         """The fields of `RecordScore`, for each record.

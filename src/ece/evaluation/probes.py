@@ -115,9 +115,9 @@ class Questions(ABC, Generic[Record]):
         """The facts that the records ask for, none twice."""
         return list(dict.fromkeys(fact for record in self.records for fact in self.facts_of(record)))
 
-    def part(self, start: int, stop: int | None) -> Self:
-        """The records `start` to `stop` (not included)."""
-        return replace(self, records=self.records[start:stop])
+    def part(self, start: int, stop: int | None, step: int = 1) -> Self:
+        """Every `step`th of the records `start` to `stop` (not included)."""
+        return replace(self, records=self.records[start:stop:step])
 
     def evaluate(self, model: Model, *, generated: bool = False, texts: bool = False) -> list[Score]:
         """By metric, a record's mean over its trials; under `predicted` the tokens for `*_unchanged`; and under `known`
