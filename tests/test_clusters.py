@@ -74,6 +74,18 @@ def test_k_means_is_deterministic_and_numbers_without_gaps(sets: list[set[int]],
     assert int(labels.max()) < clusters
 
 
+def test_facts_about_equally_far_do_not_run_together():
+    """As SmolLM2's are: a core that all have, and else about as much in common as chance gives."""
+    sets = torch.rand(60, 400, generator=torch.Generator().manual_seed(1)) < 0.3
+    sets[:, :60] = True
+    for clusters in (2, 5, 10):
+        labels = k_means(sets, clusters)
+        assert len(labels.unique()) == clusters
+        nearest = jaccard_distances(sets, sets[anchors(sets, labels)]).min(1).values
+        own = jaccard_distances(sets, sets)[torch.arange(60), anchors(sets, labels)[labels]]
+        assert torch.equal(own, nearest)  # it has settled: each fact is with the anchor nearest to it
+
+
 def test_k_means_depends_on_its_seed():
     sets = torch.rand(40, 60, generator=torch.Generator().manual_seed(0)) < 0.3
     assert len({tuple(k_means(sets, 5, seed).tolist()) for seed in range(4)}) > 1

@@ -35,13 +35,16 @@ def jaccard_distances(sets: Tensor, others: Tensor) -> Tensor:
 
 
 def k_means(sets: Tensor, clusters: int, seed: int = 0, rounds: int = 50) -> Tensor:
-    """k-means under Jaccard distance: a cluster's centre is the set of neurons that most of its members have.
+    """k-means under Jaccard distance: a cluster's centre is its anchor (Eq. 10).
+
+    The neurons that most members have would be nearer to every fact than a fact is: facts of a model share a core and
+    are otherwise about equally far from each other, and the clusters would run together into one.
 
     Starts from members far apart (k-means++), and ends when no fact changes its cluster.
 
     Args:
         sets: `[facts, neurons]` bool.
-        clusters: how many; fewer come back when some end up empty.
+        clusters: how many; fewer come back where sets are equal.
         seed: of the start.
         rounds: at most.
 
@@ -49,27 +52,22 @@ def k_means(sets: Tensor, clusters: int, seed: int = 0, rounds: int = 50) -> Ten
         `[facts]`: each fact's cluster, numbered from 0 without gaps.
     """
     generator = torch.Generator().manual_seed(seed)
-    distances = jaccard_distances(sets, sets).cpu()
+    distances = jaccard_distances(sets, sets)
+    far = distances.cpu()
     chosen = [int(torch.randint(len(sets), (1,), generator=generator))]
     while len(chosen) < min(clusters, len(sets)):
-        weight = distances[:, chosen].amin(1) ** 2
+        weight = far[:, chosen].amin(1) ** 2
         if weight.sum() == 0:
             break
         chosen.append(int(torch.multinomial(weight, 1, generator=generator)))
-    centres = sets[chosen]
+    centres = torch.tensor(chosen, device=sets.device)
     of_fact = torch.full((len(sets),), -1, device=sets.device)
     for _ in range(rounds):
-        nearest = jaccard_distances(sets, centres).argmin(1)
+        nearest = distances[:, centres].argmin(1).unique(return_inverse=True)[1]
         if torch.equal(nearest, of_fact):
             break
-        of_fact = nearest
-        centres = torch.stack(
-            [
-                sets[of_fact == c].float().mean(0) >= 0.5 if (of_fact == c).any() else centres[c]
-                for c in range(len(centres))
-            ]
-        )
-    return of_fact.unique(return_inverse=True)[1]
+        of_fact, centres = nearest, anchors(sets, nearest)
+    return of_fact
 
 
 def anchors(sets: Tensor, of_fact: Tensor) -> Tensor:
