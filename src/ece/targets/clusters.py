@@ -52,22 +52,21 @@ def k_means(sets: Tensor, clusters: int, seed: int = 0, rounds: int = 50) -> Ten
         `[facts]`: each fact's cluster, numbered from 0 without gaps.
     """
     generator = torch.Generator().manual_seed(seed)
-    distances = jaccard_distances(sets, sets)
-    far = distances.cpu()
+    distances = jaccard_distances(sets, sets).cpu()
     chosen = [int(torch.randint(len(sets), (1,), generator=generator))]
     while len(chosen) < min(clusters, len(sets)):
-        weight = far[:, chosen].amin(1) ** 2
+        weight = distances[:, chosen].amin(1) ** 2
         if weight.sum() == 0:
             break
         chosen.append(int(torch.multinomial(weight, 1, generator=generator)))
-    centres = torch.tensor(chosen, device=sets.device)
-    of_fact = torch.full((len(sets),), -1, device=sets.device)
+    centres = torch.tensor(chosen)
+    of_fact = torch.full((len(sets),), -1)
     for _ in range(rounds):
         nearest = distances[:, centres].argmin(1).unique(return_inverse=True)[1]
         if torch.equal(nearest, of_fact):
             break
-        of_fact, centres = nearest, anchors(sets, nearest)
-    return of_fact
+        of_fact, centres = nearest, _medoids(distances, nearest)
+    return of_fact.to(sets.device)
 
 
 def anchors(sets: Tensor, of_fact: Tensor) -> Tensor:
@@ -80,11 +79,14 @@ def anchors(sets: Tensor, of_fact: Tensor) -> Tensor:
     Returns:
         `[clusters]` fact numbers.
     """
+    return _medoids(jaccard_distances(sets, sets), of_fact)
+
+
+def _medoids(distances: Tensor, of_fact: Tensor) -> Tensor:
     found = []
     for cluster in range(int(of_fact.max()) + 1):
         members = (of_fact == cluster).nonzero()[:, 0]
-        sums = jaccard_distances(sets[members], sets[members]).sum(1)
-        found.append(members[sums.argmin()])
+        found.append(members[distances[members][:, members].sum(1).argmin()])
     return torch.stack(found)
 
 
