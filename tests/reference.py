@@ -114,6 +114,8 @@ class PlainLoss:
     def __post_init__(self) -> None:
         self.hidden = hidden_state(self.model, self.fact, self.layer)
         self.around = self.hidden if self.site == "layer" else ffn_output(self.model, self.fact, self.layer)
+        asked = token_ids(self.model, f"{self.fact.question} {self.fact.target}")
+        self.tokens = len(asked) - len(token_ids(self.model, self.fact.question))
         with torch.no_grad():
             self.reference = self._essence(torch.zeros_like(self.hidden))
 
@@ -214,7 +216,8 @@ def log_odds_search(
     for done in range(1, evaluations + 1):
         variable = delta.clone().requires_grad_()
         nll, total = loss(variable)
-        if nll < stop_below:
+        whole = float(nll) * loss.tokens
+        if whole < stop_below:
             return delta, done
         (g,) = torch.autograd.grad(total, variable)
         p = math.exp(-nll.item())
@@ -222,10 +225,10 @@ def log_odds_search(
         u = momentum / momentum.norm()
         m = -nll.item() - math.log(1 - p)
         s = max(float(g @ u), 1e-9) / (1 - p)
-        aim = 5.0 if nll < last_below else 4.0
+        aim = 5.0 if whole < last_below else 4.0
         step = min(float(longest), max(0.0, (aim - m) / s))
         delta = loss.project(delta - step * u)
-        if nll < last_below:
+        if whole < last_below:
             return delta, done
     return delta, evaluations
 

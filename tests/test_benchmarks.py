@@ -175,6 +175,14 @@ def test_the_schema_tells_the_kind(tmp_path: Path, kind: str):
     assert found.part(0, 0).records == []
 
 
+@pytest.mark.parametrize("kind", RECORDS)
+def test_a_part_takes_records_at_even_distances(tmp_path: Path, kind: str):
+    benchmark = read_benchmark(written(tmp_path, *[RECORDS[kind]] * 7))
+    numbers = {id(record): number for number, record in enumerate(benchmark.records)}
+    assert [numbers[id(record)] for record in benchmark.part(1, 6, 2).records] == [1, 3, 5]
+    assert [numbers[id(record)] for record in benchmark.part(4, None).records] == [4, 5, 6]
+
+
 def test_facts(tmp_path: Path):
     def facts(kind: str, **options: Any) -> list[Fact]:
         return read_benchmark(written(tmp_path, RECORDS[kind], RECORDS[kind]), **options).facts()

@@ -104,6 +104,36 @@ def test_run_in_parts_equals_run_at_once(tiny: Model):
         )
 
 
+@several
+@given(rows=st.lists(SEQUENCE, min_size=1, max_size=5), seed=st.integers(0, 99))
+def test_packed_rows_come_out_as_padded_ones(tiny: Model, rows: list[list[int]], seed: int):
+    ids, visible = padded(rows, tiny.device)
+    ahead = SharedPrefixes.compute(tiny, [[1, 2, 3]])
+    change = torch.randn(*ids.shape, tiny.d_model, generator=torch.Generator().manual_seed(seed))
+    found = {}
+    for pack in (False, True):
+        replay = record(tiny, ids, visible, ahead.repeated(len(rows)), pack=pack)
+        moved = change.clone().requires_grad_()
+        states = replay.run(replay.embedded + moved, 0, len(tiny.layers))[visible]
+        (gradient,) = torch.autograd.grad(states.square().sum(), moved)
+        found[pack] = states.detach(), gradient[visible]
+    for padded_rows, packed_rows in zip(found[False], found[True], strict=True):
+        torch.testing.assert_close(packed_rows, padded_rows, rtol=1e-4, atol=1e-4)
+
+
+def test_packed_rows_leave_out_the_padding(tiny: Model):
+    ids, visible = padded([[3, 4, 5], [6], [7, 8]], tiny.device)
+    replay = record(tiny, ids, visible, pack=True)
+    with keys_captured(tiny, [1]) as keys, torch.no_grad():
+        replay.run(replay.embedded, 0, 2)
+    assert keys[1].shape[:2] == (1, 6)
+
+
+def test_rows_without_padding_are_not_packed(tiny: Model):
+    ids, visible = padded([[3, 4, 5], [6, 7, 8]], tiny.device)
+    assert record(tiny, ids, visible, pack=True).packing is None
+
+
 def fingerprint_of_hooks(model: Model) -> list[Any]:
     return [("forward" in layer.__dict__, len(layer._forward_hooks), layer.training) for layer in model.layers]
 

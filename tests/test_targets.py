@@ -238,6 +238,10 @@ class Bowl:
     def hidden(self) -> Tensor:
         return torch.full((len(self.facts), 2), 10.0)
 
+    @property
+    def tokens(self) -> Tensor:
+        return torch.ones(len(self.facts))
+
     def __len__(self) -> int:
         return len(self.facts)
 
@@ -276,6 +280,11 @@ class Slope(Bowl):
     """A loss of one value and one gradient everywhere, with a state so large that no step is too long."""
 
     nll: float = 1.0
+    in_target: int = 1
+
+    @property
+    def tokens(self) -> Tensor:
+        return torch.tensor([self.in_target])
 
     @property
     def hidden(self) -> Tensor:
@@ -287,10 +296,16 @@ class Slope(Bowl):
         return Value(nll, nll, torch.tensor([[0.03, -0.04]]))
 
 
-@pytest.mark.parametrize(("nll", "aim", "evaluations"), [(2.0, 4.0, 1), (0.4, 4.0, 1), (0.2, 5.0, 9)])
-def test_log_odds_steps_aim_where_the_slope_leads(nll: float, aim: float, evaluations: int):
-    """By hand: the log-odds rise by |g| / (1 - p) along -g; the last step (NLL below 0.3) aims higher, and is one."""
-    loss = Slope(torch.tensor([0]), {}, nll=nll)
+@pytest.mark.parametrize(
+    ("nll", "tokens", "aim", "evaluations"),
+    [(2.0, 1, 4.0, 1), (0.4, 1, 4.0, 1), (0.2, 1, 5.0, 9), (0.2, 2, 4.0, 1), (0.14, 2, 5.0, 9)],
+)
+def test_log_odds_steps_aim_where_the_slope_leads(nll: float, tokens: int, aim: float, evaluations: int):
+    """By hand: the log-odds rise by |g| / (1 - p) along -g; the last step aims higher, and is one.
+
+    It comes where the NLL of the target's tokens together is below 0.3.
+    """
+    loss = Slope(torch.tensor([0]), {}, nll=nll, in_target=tokens)
     solved = LogOdds(evaluations=evaluations)(cast(TargetLoss, loss), torch.zeros(1, 2))
     p = math.exp(-nll)
     length = (aim - math.log(p / (1 - p))) / (0.05 / (1 - p))

@@ -10,11 +10,19 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from ece.models.packing import Packing
+
 GROUPED = "ece-grouped"
 
 
 def grouped_attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    packing: Packing | None = None,
+    **options: Any,
 ) -> tuple[Tensor, None]:
     """What transformers' `sdpa` gives, with each key head's queries in one longer row instead of keys repeated.
 
@@ -24,11 +32,15 @@ def grouped_attention(
         key: `[rows, key heads, keys, d_head]`
         value: as `key`.
         attention_mask: `[rows, 1, queries, keys]`, or what `sdpa` takes besides.
+        packing: of the queries, which then are `[1, heads, real, d_head]`; keys and values are not packed.
         options: of transformers' attention functions.
 
     Returns:
-        `[rows, queries, heads, d_head]`, and no weights.
+        `[rows, queries, heads, d_head]` (`[1, real, heads, d_head]`, if packed), and no weights.
     """
+    if packing:
+        read, _ = grouped_attention(module, packing.heads(query), key, value, attention_mask, **options)
+        return packing.pack(read), None
     rows, heads, queries, width = query.shape
     together = heads // key.shape[1]
     left_to_sdpa = any(options.get(name) is not None for name in ("position_bias", "softcap"))
@@ -40,6 +52,11 @@ def grouped_attention(
         packed, key, value, mask, dropout_p=options.get("dropout", 0.0), scale=options.get("scaling")
     )
     return read.reshape(rows, heads, queries, -1).transpose(1, 2).contiguous(), None
+
+
+def takes_packed(network: PreTrainedModel) -> bool:
+    """Whether a network's attention knows what to do with packed rows."""
+    return network.config._attn_implementation == GROUPED
 
 
 def group_heads(network: PreTrainedModel) -> None:

@@ -17,7 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ece.models.attention import takes_packed
 from ece.models.model import Model
+from ece.models.packing import Call, Packing
 
 KeysAndValues = tuple[Tensor, Tensor]
 
@@ -35,6 +37,9 @@ class Past:
     seen: dict[int, KeysAndValues] | None = None
     """What the layers add while it is recorded; None when nothing is kept."""
 
+    packing: Packing | None = None
+    """Where the layers get their rows packed."""
+
     @classmethod
     def empty(cls, rows: int, device: torch.device) -> Past:
         """No earlier positions."""
@@ -42,6 +47,8 @@ class Past:
 
     def update(self, key: Tensor, value: Tensor, layer_idx: int, *_: Any, **__: Any) -> KeysAndValues:
         """The past followed by the present, as attention wants it."""
+        if self.packing:
+            key, value = self.packing.heads(key), self.packing.heads(value)
         if self.seen is not None:
             self.seen[layer_idx] = (key, value)
         if layer_idx not in self.states:
@@ -79,11 +86,19 @@ class Replay:
     """`[rows, positions, d_model]`: what enters the lowest layer."""
 
     past: Past
-    calls: list[tuple[tuple[Any, ...], dict[str, Any]]]
+    calls: list[Call]
     """What each layer is handed besides the hidden states."""
+
+    packing: Packing | None = None
+    """Where the layers get the rows packed."""
 
     def run(self, hidden: Tensor, start: int, stop: int) -> Tensor:
         """Hidden states `[rows, positions, d_model]` taken from the input of layer `start` to that of `stop`."""
+        if self.packing:
+            return self.packing.unpack(self._through(self.packing.pack(hidden), start, stop))
+        return self._through(hidden, start, stop)
+
+    def _through(self, hidden: Tensor, start: int, stop: int) -> Tensor:
         for layer in range(start, stop):
             arguments, options = self.calls[layer]
             output = self.model.layers[layer](hidden, *arguments, **options)
@@ -91,7 +106,7 @@ class Replay:
         return hidden
 
 
-def record(model: Model, ids: Tensor, visible: Tensor, past: Past | None = None) -> Replay:
+def record(model: Model, ids: Tensor, visible: Tensor, past: Past | None = None, pack: bool = False) -> Replay:
     """Note what the network hands to its layers for right-padded tokens that follow a past.
 
     Args:
@@ -99,10 +114,12 @@ def record(model: Model, ids: Tensor, visible: Tensor, past: Past | None = None)
         ids: `[rows, positions]` token ids.
         visible: `[rows, positions]` bool, False at padding.
         past: what came before; None for nothing.
+        pack: let the layers compute nothing for padding, where the model's attention can; what is caught inside of
+            them is then packed too.
     """
     past = past or Past.empty(len(ids), ids.device)
     inputs: list[Tensor] = []
-    calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+    calls: list[Call] = []
 
     def note(hidden: Tensor, *arguments: Any, **options: Any) -> Tensor:
         inputs.append(hidden)
@@ -118,7 +135,10 @@ def record(model: Model, ids: Tensor, visible: Tensor, past: Past | None = None)
             position_ids=positions,
             **model.remembering(past),
         )
-    return Replay(model, inputs[0], past, calls)
+    if not (pack and takes_packed(model.network) and not visible.all()):
+        return Replay(model, inputs[0], past, calls)
+    past.packing = Packing(visible)
+    return Replay(model, inputs[0], past, past.packing.calls(calls), past.packing)
 
 
 def _mask(past: Tensor, present: Tensor, dtype: torch.dtype) -> Tensor:

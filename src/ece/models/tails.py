@@ -104,7 +104,7 @@ class Tails:
 
     @classmethod
     def _above(cls, model: Model, layer: int, ids: Tensor, visible: Tensor, hidden: Tensor, past: Past) -> Tails:
-        return cls(model, layer, ids, visible, hidden, past, record(model, ids, visible, past))
+        return cls(model, layer, ids, visible, hidden, past, record(model, ids, visible, past, pack=True))
 
     def select(self, rows: Tensor) -> Tails:
         """Some of the rows."""
@@ -129,7 +129,7 @@ def _continued(model: Model, tokens: Sequence[Sequence[int]], past: Past) -> Pas
         ids, real = padded([tokens[row] for row in rows], model.device)
         some = past.select(torch.tensor(rows, device=model.device))
         some.seen = {}
-        replay = record(model, ids, real, some)
+        replay = record(model, ids, real, some, pack=True)
         replay.run(replay.embedded, 0, len(model.layers))
         visible[rows, : ids.shape[1]] = real
         for layer, (key, value) in some.seen.items():

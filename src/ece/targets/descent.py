@@ -89,9 +89,9 @@ class Search:
             self.firsts[self.active] += value.first.int()
         return value
 
-    def reached(self, value: Value, stop_below: float | None, stop_when_first: int | None) -> Tensor:
-        """`[active]` bool: which facts need no further step."""
-        done = torch.zeros_like(value.nll, dtype=torch.bool) if stop_below is None else value.nll < stop_below
+    def reached(self, nll: Tensor, stop_below: float | None, stop_when_first: int | None) -> Tensor:
+        """`[active]` bool: which facts need no further step, by their `nll` `[active]`."""
+        done = torch.zeros_like(nll, dtype=torch.bool) if stop_below is None else nll < stop_below
         return done if stop_when_first is None else done | (self.firsts[self.active] >= stop_when_first)
 
     def move(self, delta: Tensor) -> None:
@@ -137,7 +137,7 @@ class Adam:
         for _ in range(self.steps):
             value = search.evaluate(ranked=self.stop_when_first is not None)
             if self.stop_below is not None or self.stop_when_first is not None:
-                done = search.reached(value, self.stop_below, self.stop_when_first)
+                done = search.reached(value.nll, self.stop_below, self.stop_when_first)
                 search.leave(done)
                 value = value.select(~done)
             if not len(search.active):
@@ -189,7 +189,7 @@ class PairedAdam:
         optimiser = torch.optim.Adam([pair], lr=self.rate)
         for _ in range(self.steps):
             value = search.evaluate(ranked=self.stop_when_first is not None)
-            done = search.reached(value, self.stop_below, self.stop_when_first)
+            done = search.reached(value.nll, self.stop_below, self.stop_when_first)
             search.leave(done)
             if not len(search.active):
                 break
@@ -221,10 +221,10 @@ class LogOdds:
     """Longest step, relative to the norm of h."""
 
     stop_below: float = 0.05
-    """A fact leaves when its NLL is below this."""
+    """A fact leaves when the NLL of its target as a whole, the sum over its tokens, is below this."""
 
     last_below: float = 0.3
-    """Below this NLL a fact takes one last step."""
+    """Below this NLL of the target as a whole a fact takes one last step."""
 
     evaluations: Annotated[int, Field(ge=1)] = 25
     """At most."""
@@ -243,14 +243,15 @@ class LogOdds:
         velocity = torch.zeros_like(start)
         for _ in range(self.evaluations):
             value = search.evaluate(ranked=self.stop_when_first is not None)
-            done = search.reached(value, self.stop_below, self.stop_when_first)
+            whole = value.nll * search.loss.tokens
+            done = search.reached(whole, self.stop_below, self.stop_when_first)
             search.leave(done)
             if not len(search.active):
                 break
             nll, gradient = value.nll[~done], value.gradient[~done]
             velocity[search.active] = self.momentum * velocity[search.active] + _unit(gradient)
             direction = _unit(velocity[search.active])
-            last = nll < self.last_below
+            last = whole[~done] < self.last_below
             search.move(search.delta - self._length(nll, gradient, direction, last, search.loss.hidden) * direction)
             search.leave(last)
             if not len(search.active):

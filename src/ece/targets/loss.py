@@ -127,6 +127,9 @@ class TargetLoss:
     _reference: Tensor
     """`[facts, vocabulary]`: unedited log-probabilities after the essence prompts"""
 
+    tokens: Tensor
+    """`[facts]`: how many tokens each target has"""
+
     attention: Tensor | None = None
     """`[facts]`: the norm of the attention's part of h; where `size` is of the FFN's."""
 
@@ -173,15 +176,17 @@ class TargetLoss:
         size, attention = hidden.norm(dim=1), None
         if site == "ffn":
             size, attention = (at_subject(part).norm(dim=1) for part in (parts.ffn, parts.attention))
-        return cls(hidden, size, weights, rows, token, share, reference, attention)
+        tokens = per_text[: prompts : len(before)]
+        return cls(hidden, size, weights, rows, token, share, reference, tokens, attention)
 
     def select(self, facts: Tensor) -> TargetLoss:
         """The loss of some of the facts, in the order given."""
         rows, (token, share) = self._rows.select(facts, self._token, self._share)
         attention = self.attention[facts] if self.attention is not None else None
-        return TargetLoss(
-            self.hidden[facts], self.size[facts], self.weights, rows, token, share, self._reference[facts], attention
+        hidden, size, reference, tokens = (
+            of_facts[facts] for of_facts in (self.hidden, self.size, self._reference, self.tokens)
         )
+        return TargetLoss(hidden, size, self.weights, rows, token, share, reference, tokens, attention)
 
     def __len__(self) -> int:
         return len(self.hidden)

@@ -46,6 +46,11 @@ class Views:
         return self.prepared[view](delta, ranked)
 
     @property
+    def tokens(self) -> Tensor:
+        """How many tokens each target has `[facts]`."""
+        return self.prepared[0].tokens
+
+    @property
     def clamp(self) -> float:
         """Largest norm of delta, relative to `size`."""
         return self.prepared[0].clamp
