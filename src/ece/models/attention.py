@@ -10,7 +10,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from ece.models.packing import Packing
+from ece.models.padding import Packing
 
 GROUPED = "ece-grouped"
 

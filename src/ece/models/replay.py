@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ece.models.attention import takes_packed
 from ece.models.model import Model
-from ece.models.packing import Call, Packing
+from ece.models.padding import Call, Packing
 
 KeysAndValues = tuple[Tensor, Tensor]
 
