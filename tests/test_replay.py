@@ -131,7 +131,7 @@ def test_packed_rows_leave_out_the_padding(tiny: Model):
 
 def test_rows_without_padding_are_not_packed(tiny: Model):
     ids, visible = padded([[3, 4, 5], [6, 7, 8]], tiny.device)
-    assert record(tiny, ids, visible, pack=True).packing is None
+    assert record(tiny, ids, visible, pack=True).past.packing is None
 
 
 def fingerprint_of_hooks(model: Model) -> list[Any]:

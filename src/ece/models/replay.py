@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -89,13 +89,10 @@ class Replay:
     calls: list[Call]
     """What each layer is handed besides the hidden states."""
 
-    packing: Packing | None = None
-    """Where the layers get the rows packed."""
-
     def run(self, hidden: Tensor, start: int, stop: int) -> Tensor:
         """Hidden states `[rows, positions, d_model]` taken from the input of layer `start` to that of `stop`."""
-        if self.packing:
-            return self.packing.unpack(self._through(self.packing.pack(hidden), start, stop))
+        if packing := self.past.packing:
+            return packing.unpack(self._through(packing.pack(hidden), start, stop))
         return self._through(hidden, start, stop)
 
     def _through(self, hidden: Tensor, start: int, stop: int) -> Tensor:
@@ -117,7 +114,8 @@ def record(model: Model, ids: Tensor, visible: Tensor, past: Past | None = None,
         pack: let the layers compute nothing for padding, where the model's attention can; what is caught inside of
             them is then packed too.
     """
-    past = past or Past.empty(len(ids), ids.device)
+    packing = Packing(visible) if pack and takes_packed(model.network) and not visible.all() else None
+    past = replace(past or Past.empty(len(ids), ids.device), packing=packing)
     inputs: list[Tensor] = []
     calls: list[Call] = []
 
@@ -135,10 +133,7 @@ def record(model: Model, ids: Tensor, visible: Tensor, past: Past | None = None,
             position_ids=positions,
             **model.remembering(past),
         )
-    if not (pack and takes_packed(model.network) and not visible.all()):
-        return Replay(model, inputs[0], past, calls)
-    past.packing = Packing(visible)
-    return Replay(model, inputs[0], past, past.packing.calls(calls), past.packing)
+    return Replay(model, inputs[0], past, packing.calls(calls) if packing else calls)
 
 
 def _mask(past: Tensor, present: Tensor, dtype: torch.dtype) -> Tensor:
