@@ -15,7 +15,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import tiny as make
@@ -29,7 +30,7 @@ from ece.methods import engine
 from ece.methods.registry import as_recipe
 from ece.methods.searching import search
 from ece.models import Model
-from ece.studies import measures, runner, searches
+from ece.studies import measures, plan, runner, searches
 from ece.studies.abilities import TEXT
 from ece.studies.cells import Cell, Run, tracks
 from ece.studies.figures import Bars, Dots, Lines, save
@@ -478,6 +479,18 @@ def test_studies_together_measure_along_one_sequence(
     assert len(written) == (2 if texts else 0)
     assert all('"stop": 3' in of for of in written)
     assert {"methods.md", "edits.md"} <= {file.name for file in (tmp_path / "s").iterdir()}
+
+
+@pytest.mark.parametrize(("name", "for_each"), [("ece-rs", 10.0 * 7 / 25), ("memit", 10.0)])
+def test_a_probe_of_few_facts_speaks_for_a_batch(name: str, for_each: float, monkeypatch: pytest.MonkeyPatch):
+    """Of four facts each is an anchor of its own, with 20 + 5 steps; of a hundred, ten are: 2 + 5 steps for each."""
+    phases = {"targets": 40.0, "update": 3.0}
+    made = SimpleNamespace(manifest=SimpleNamespace(phases=phases, seconds=43.0))
+    monkeypatch.setattr(plan, "edit", lambda *_, **__: made)
+    inputs = cast(Inputs, SimpleNamespace(facts=lambda _: make.FACTS))
+    timings, run = Timings(), Run(data="counterfact", method=name, batch_size=100)
+    plan._probe_edits(cast(Model, None), inputs, run, [], timings)
+    assert timings.edit(name) == pytest.approx(for_each + 0.03)
 
 
 def test_plan_knows_what_is_left(tiny_llama: Model, tmp_path: Path) -> None:

@@ -60,6 +60,10 @@ class PerFact:
     warm: bool = False
     """Start where solved edits with similar targets ended, once there are enough of them."""
 
+    def evaluations(self, facts: int) -> float:
+        """Of the loss for each of so many facts, at most."""
+        return self.descent.at_most
+
 
 @dataclass(frozen=True)
 class TwoStep:
@@ -82,6 +86,10 @@ class TwoStep:
 
     start: Literal["anchor", "zero"] = "anchor"
     """Where the own steps start: at the anchor's Uz, or (a control) at zero."""
+
+    def evaluations(self, facts: int) -> float:
+        """Of the loss for each of so many facts, at most: the shared ones are for a cluster's facts together."""
+        return self.own.at_most + self.shared.at_most * min(self.clusters, facts) / facts
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from ece.errors import UserError
 from ece.methods.engine import edit, written_contexts
+from ece.methods.recipe import Recipe
 from ece.methods.registry import method
 from ece.models import Model
 from ece.studies.cells import Cell, Run, Track
@@ -23,7 +24,10 @@ from ece.studies.store import Result, Store
 log = logging.getLogger(__name__)
 
 PROBED = 2
-"""Facts or records that a probe takes."""
+"""Records that a probe takes."""
+
+PROBED_FACTS = 4
+"""Facts that a probe takes: a search for fewer is much slower for each of them than a batch's."""
 
 EXTENT = ("start", "stop", "limit", "batch_size", "batches", "tokens")
 """What of a measure says how much of it, and not what."""
@@ -142,15 +146,19 @@ def _timed(model: Model, cell: Cell, inputs: Inputs) -> Result:
 def _probe_edits(model: Model, inputs: Inputs, run: Run, contexts: list[str], timings: Timings) -> None:
     """A search takes its time for each fact, an update for each batch; what is made once is not counted."""
     assert run.method is not None
-    facts = inputs.facts(run.data)[:PROBED]
+    facts = inputs.facts(run.data)[:PROBED_FACTS]
     try:
-        manifest = edit(model, facts, method(run.method).with_options(run.changes), before=contexts).manifest
+        chosen = method(run.method).with_options(run.changes)
+        manifest = edit(model, facts, chosen, before=contexts).manifest
     except UserError as error:
         log.warning("%s cannot be timed: %s", run.method, error)
         return
     phases: dict[str, Any] = manifest.phases or {"targets": manifest.seconds}
     update, size = phases.get("update", 0.0), max(run.batch_size, 1)
-    seconds = phases.get("targets", 0.0) * size / len(facts) + update
+    search = phases.get("targets", 0.0) * size / len(facts)
+    if isinstance(chosen, Recipe):
+        search *= chosen.targets.evaluations(size) / chosen.targets.evaluations(len(facts))
+    seconds = search + update
     timings.edits.setdefault(run.method, []).append((size, seconds))
 
 
