@@ -30,7 +30,7 @@ from ece.methods import engine
 from ece.methods.registry import as_recipe
 from ece.methods.searching import search
 from ece.models import Model
-from ece.studies import measures, plan, runner, searches
+from ece.studies import clusters, measures, plan, runner, searches
 from ece.studies.abilities import TEXT
 from ece.studies.cells import Cell, Run, tracks
 from ece.studies.figures import Bars, Dots, Lines, save
@@ -371,6 +371,18 @@ def test_a_presets_options_stand_below_the_users(tiny_llama: Model) -> None:
     assert one.run("memit", {"regularise": 9.0}).changes["regularise"] == 9.0
     alone = setup(tiny_llama, chosen=("memit",), options={}, presets=presets)
     assert one.run("memit", {"contexts": 5, "layers": (1, 2)}).options == alone.run("memit").options
+
+
+def test_the_clusters_study_keeps_the_rates_of_a_two_step_method(tiny_llama: Model) -> None:
+    rate = {"targets.shared.rate": 2.0, "targets.own.rate": 2.0}
+    small = {"edits": 6, "options": {}, "presets": {"ece-rs": rate}}
+    found = clusters.rows(setup(tiny_llama, chosen=("ece-rs",), **small))
+    assert "the method's own search" not in [row.label for row in found]
+    targets = [row.cell.run.options["targets"] for row in found if row.label != "25 own steps, no clusters"]
+    assert {(each["kind"], each["shared"]["rate"], each["own"]["rate"]) for each in targets} == {("two-step", 2.0, 2.0)}
+    found = clusters.rows(setup(tiny_llama, chosen=("memit",), **small))
+    assert found[0].label == "the method's own search"
+    assert [row.cell.run.options["targets"]["kind"] for row in found[:2]] == ["per-fact", "two-step"]
 
 
 @pytest.mark.parametrize("edits", [1, 3, 8, 20])
