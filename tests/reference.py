@@ -216,7 +216,7 @@ def log_odds_search(
     for done in range(1, evaluations + 1):
         variable = delta.clone().requires_grad_()
         nll, total = loss(variable)
-        whole = float(nll) * loss.tokens
+        whole = nll.item() * loss.tokens
         if whole < stop_below:
             return delta, done
         (g,) = torch.autograd.grad(total, variable)
