@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
+import alone
 import pytest
 import tiny as make
+import update
 
 import ece
 from ece.facts import shipped_file
 from ece.methods.engine import written_contexts
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
-
-import alone  # noqa: E402
-import update  # noqa: E402
 
 QUICK = ["corpus=python", "tokens=600", "layers=0,1", "targets.descent.evaluations=3"]
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny as make
+import tune
 
 import ece
 from ece.evaluation.means import Mean
@@ -18,10 +18,6 @@ from ece.methods.recipe import Recipe
 from ece.methods.recipes import RECIPES
 from ece.methods.registry import METHODS, as_recipe
 from ece.studies.searches import Searches
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
-
-import tune  # noqa: E402
 
 TUNABLE = [name for name, method in METHODS.items() if isinstance(method, tune.DRAWN)]
 
