@@ -358,10 +358,7 @@ def test_warm_start_ignores_failed_facts():
 
 
 def test_views_see_their_own_contexts_in_turn(tiny_llama: Model, facts: list[Fact], before: list[str]):
-    def prepare(some: Sequence[Fact], seen: Sequence[str]) -> TargetLoss:
-        return prepared(tiny_llama, some, seen, WIDE)
-
-    loss = Views(prepare, facts, before, 2)
+    loss = Views(prepared(tiny_llama, facts, before, WIDE).views(2))
     delta = torch.randn(loss.hidden.shape, generator=torch.Generator().manual_seed(2))
     parts = [[before[0], before[2]], [before[1]]]
     for turn in range(3):
@@ -373,13 +370,10 @@ def test_views_see_their_own_contexts_in_turn(tiny_llama: Model, facts: list[Fac
 
 
 def test_views_of_some_facts(tiny_llama: Model, facts: list[Fact], before: list[str]):
-    def prepare(some: Sequence[Fact], seen: Sequence[str]) -> TargetLoss:
-        return prepared(tiny_llama, some, seen)
-
-    loss, all_facts = Views(prepare, facts, before, 3), torch.arange(3)
+    loss, all_facts = Views(prepared(tiny_llama, facts, before).views(3)), torch.arange(3)
     delta, some = torch.randn(loss.hidden.shape), torch.tensor([0, 2])
     loss(delta)
-    selected = loss.select(some)  # its second view has not been prepared
+    selected = loss.select(some)
     assert len(selected) == 2
     assert_same(selected(delta[some]), loss(delta), some)
     assert_same(loss.select(all_facts)(delta), loss(delta), all_facts)

@@ -26,11 +26,14 @@ from ece.models.tokens import locate
 from ece.targets.clusters import Clusters, grouped
 from ece.targets.descent import Solved
 from ece.targets.loss import TargetLoss
-from ece.targets.views import Prepare, Views
+from ece.targets.views import Views
 from ece.targets.warm import WarmStart, target_embeddings
 
 PASS_TOKENS = {"cpu": 160, "other": 8192}
 """Tail tokens in one pass: enough to keep the processor busy, few enough to keep memory small."""
+
+Prepare = Callable[[Sequence[Fact], Sequence[str]], TargetLoss]
+"""Prepares the loss of some facts with some contexts."""
 
 ROW_TOKENS = 2
 """What a row counts besides its tail's tokens: its past, which attention takes in, and its predictions."""
@@ -106,7 +109,7 @@ def _per_fact(
         learned = growing.copy()
 
         def run() -> Solved:
-            loss = Views(prepare, [facts[i] for i in members], before, choice.views)
+            loss = Views(prepare([facts[i] for i in members], before).views(choice.views))
             if not choice.warm:
                 return choice.descent(loss, torch.zeros_like(loss.hidden))
             return choice.descent(loss, learned(embeddings[members].to(loss.hidden.device), loss.hidden))

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ece.models.attention import takes_packed
 from ece.models.model import Model
 from ece.models.replay import Past, Replay, padded, record
 
@@ -125,7 +126,7 @@ def _continued(model: Model, tokens: Sequence[Sequence[int]], past: Past) -> Pas
         return past
     visible = torch.zeros(len(tokens), longest, dtype=torch.bool, device=model.device)
     past.seen = {}
-    for rows in _of_like_length(tokens):
+    for rows in _together(model, tokens):
         ids, real = padded([tokens[row] for row in rows], model.device)
         some = past.select(torch.tensor(rows, device=model.device))
         some.seen = {}
@@ -141,12 +142,13 @@ def _continued(model: Model, tokens: Sequence[Sequence[int]], past: Past) -> Pas
     return past.extended(visible)
 
 
-def _of_like_length(tokens: Sequence[Sequence[int]]) -> Iterator[list[int]]:
-    """Row numbers in groups that waste little when they are padded; empty rows are in none."""
+def _together(model: Model, tokens: Sequence[Sequence[int]]) -> Iterator[list[int]]:
+    """Row numbers in groups that waste little: all, where padding costs nothing, else those of like length."""
     order = sorted((row for row in range(len(tokens)) if len(tokens[row])), key=lambda row: len(tokens[row]))
+    packed = takes_packed(model.network)
     while order:
         shortest = len(tokens[order[0]])
-        group = [row for row in order if len(tokens[row]) <= shortest + shortest // 4]
+        group = [row for row in order if packed or len(tokens[row]) <= shortest + shortest // 4]
         yield group
         order = order[len(group) :]
 

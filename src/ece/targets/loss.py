@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 import torch
@@ -72,6 +72,9 @@ class _Rows:
     fact: Tensor
     """`[rows]`"""
 
+    context: Tensor
+    """`[rows]`: which context stands before the prompt; -1 at essence prompts"""
+
     row: Tensor
     """`[predictions]`: the row of each prediction that counts"""
 
@@ -85,18 +88,28 @@ class _Rows:
         fact = renumbered[self.fact]
         rows = fact.argsort(stable=True)
         rows = rows[fact[rows] >= 0]
-        new_row = torch.full_like(fact, -1)
-        new_row[rows] = torch.arange(len(rows), device=facts.device)
+        return self._take(rows, fact[rows], *per_prediction)
+
+    def through(self, contexts: Sequence[int], *per_prediction: Tensor) -> tuple[_Rows, list[Tensor]]:
+        """Keep the prompts in some contexts, and every essence prompt."""
+        seen = torch.tensor([*contexts, -1], device=self.context.device)
+        rows = torch.isin(self.context, seen).nonzero()[:, 0]
+        return self._take(rows, self.fact[rows], *per_prediction)
+
+    def _take(self, rows: Tensor, fact: Tensor, *per_prediction: Tensor) -> tuple[_Rows, list[Tensor]]:
+        """Some of the rows, in the order given, for the facts that `fact` `[rows]` says."""
+        new_row = torch.full_like(self.fact, -1)
+        new_row[rows] = torch.arange(len(rows), device=rows.device)
         kept = (new_row[self.row] >= 0).nonzero()[:, 0]
         kept = kept[new_row[self.row[kept]].argsort(stable=True)]
-        selected = _Rows(self.tails.select(rows), fact[rows], new_row[self.row[kept]], self.position[kept])
-        return selected, [values[kept] for values in per_prediction]
+        taken = _Rows(self.tails.select(rows), fact, self.context[rows], new_row[self.row[kept]], self.position[kept])
+        return taken, [values[kept] for values in per_prediction]
 
     def alone(self, predictions: Tensor) -> _Rows:
         """The rows of some predictions (bool), of which each has a row of its own."""
         rows = self.row[predictions]
         numbers = torch.arange(len(rows), device=rows.device)
-        return _Rows(self.tails.select(rows), self.fact[rows], numbers, self.position[predictions])
+        return _Rows(self.tails.select(rows), self.fact[rows], self.context[rows], numbers, self.position[predictions])
 
     def logits(self, delta: Tensor) -> Tensor:
         """`[predictions, vocabulary]`, in float32."""
@@ -158,11 +171,12 @@ class TargetLoss:
         texts = [locate(model, f.prompt, f.subject, before=text, target=f.target) for f in facts for text in before]
         number = torch.arange(len(facts), device=model.device)
         fact, prompts = number.repeat_interleave(len(before)), len(texts)
+        context = torch.arange(len(before), device=model.device).repeat(len(facts))
         if weights.kl:
             texts += [locate(model, ESSENCE, f.subject) for f in facts]
-            fact = torch.cat([fact, number])
+            fact, context = torch.cat([fact, number]), torch.cat([context, torch.full_like(number, -1)])
         with parts_captured(model, layer) if site == "ffn" else nullcontext(Parts()) as parts:
-            rows, token = _rows(model, layer, texts, fact, prefixes)
+            rows, token = _rows(model, layer, texts, fact, context, prefixes)
         per_text = torch.tensor([len(tokens.target) or 1 for tokens in texts], device=model.device)
         share = (token != ESSENCE_TOKEN) / (per_text[rows.row].float() * len(before))
 
@@ -178,6 +192,18 @@ class TargetLoss:
             size, attention = (at_subject(part).norm(dim=1) for part in (parts.ffn, parts.attention))
         tokens = per_text[: prompts : len(before)]
         return cls(hidden, size, weights, rows, token, share, reference, tokens, attention)
+
+    def views(self, at_most: int) -> list[TargetLoss]:
+        """The contexts dealt out among so many losses (fewer, if there are not as many contexts)."""
+        contexts = int(self._rows.context.max()) + 1
+        views = min(at_most, contexts)
+        if views == 1:
+            return [self]
+        return [self._through(range(view, contexts, views), contexts) for view in range(views)]
+
+    def _through(self, seen: Sequence[int], contexts: int) -> TargetLoss:
+        rows, (token, share) = self._rows.through(seen, self._token, self._share)
+        return replace(self, _rows=rows, _token=token, _share=share * (contexts / len(seen)))
 
     def select(self, facts: Tensor) -> TargetLoss:
         """The loss of some of the facts, in the order given."""
@@ -238,7 +264,7 @@ class TargetLoss:
 
 
 def _rows(
-    model: Model, layer: int, texts: Sequence[Tokens], fact: Tensor, prefixes: SharedPrefixes
+    model: Model, layer: int, texts: Sequence[Tokens], fact: Tensor, context: Tensor, prefixes: SharedPrefixes
 ) -> tuple[_Rows, Tensor]:
     """Tails of texts cut at their subjects, the predictions of their targets or of what comes next, and the tokens."""
     tails = Tails.cut(model, layer, [text.read for text in texts], [text.subject_last for text in texts], prefixes)
@@ -248,4 +274,4 @@ def _rows(
         for offset, target in enumerate(text.target or [ESSENCE_TOKEN]):
             wanted.append((i, first + offset, target))
     row, position, token = torch.tensor(wanted, device=model.device).T
-    return _Rows(tails, fact, row, position), token
+    return _Rows(tails, fact, context, row, position), token
