@@ -521,6 +521,23 @@ def test_plan_knows_what_is_left(tiny_llama: Model, tmp_path: Path) -> None:
     assert (spoken(5), spoken(600), spoken(7200), spoken(None)) == ("5 s", "10 min", "2.0 h", "?")
 
 
+@pytest.mark.parametrize(("sought_on", "second"), [("current", 30.0 + 5), ("original", 10.0 + 5)])
+def test_plan_counts_a_shared_search_once(sought_on: str, second: float, tmp_path: Path) -> None:
+    """Twelve seconds for four edits, eight of them the search: 3 s an edit, or 1 where targets are there already."""
+    timings, cells = Timings(), []
+    for name in ("memit", "memit-history"):
+        options = as_recipe(name).with_options({"targets_from": sought_on}).options()
+        of = {"data": "counterfact", "start": 0, "stop": 10}
+        cells.append(
+            Cell(run=Run(data="counterfact", method=name, options=options), edits=10, measure="quality", of=of)
+        )
+        timings.edited(name, 4, seconds=12.0, searching=8.0)
+    timings.measured[plan.kind(cells[0])] = [(10, 5.0)]
+    store = Store(tmp_path)
+    assert [step.seconds for step in steps(tracks(cells), store, timings)] == [30 + 5, second]
+    assert [step.seconds for step in steps(tracks(cells[1:]), store, timings)] == [30 + 5]
+
+
 def test_differences_are_paired() -> None:
     here = [{"efficacy": value} for value in (1.0, 0.0, 1.0, None)]
     there = [{"efficacy": value} for value in (0.0, 0.0, 1.0, 1.0)]

@@ -19,6 +19,7 @@ from ece.models import Model
 from ece.studies.cells import Cell, Run, Track
 from ece.studies.inputs import Inputs
 from ece.studies.measures import MEASURES
+from ece.studies.searches import searching_alike
 from ece.studies.store import Result, Store
 
 log = logging.getLogger(__name__)
@@ -40,6 +41,9 @@ class Timings:
     edits: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
     """By method: edits and their seconds."""
 
+    searches: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
+    """By method: edits, and those of their seconds that went into the search for targets."""
+
     measured: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
     """By kind: records and their seconds."""
 
@@ -48,13 +52,22 @@ class Timings:
         cell = result.cell
         self.measured.setdefault(kind(cell), []).append((MEASURES[cell.measure].size(cell.of), result.seconds))
         if cell.run.method and result.edits:
-            self.edits.setdefault(cell.run.method, []).append(
-                (sum(result.edits["facts"]), sum(result.edits["seconds"]))
-            )
+            facts = sum(result.edits["facts"])
+            self.edited(cell.run.method, facts, sum(result.edits["seconds"]), sum(result.edits.get("searching", ())))
+
+    def edited(self, name: str, facts: int, seconds: float, searching: float) -> None:
+        """Take the seconds of so many edits by the method, and those of them that the search took."""
+        self.edits.setdefault(name, []).append((facts, seconds))
+        self.searches.setdefault(name, []).append((facts, searching))
 
     def edit(self, name: str) -> float | None:
         """Seconds for an edit by the method."""
         return _rate(self.edits.get(name, ()))
+
+    def editing(self, name: str, edits: int, found: int) -> float | None:
+        """Seconds for so many edits by the method, if the targets of `found` of them are there already."""
+        whole, search = self.edit(name), _rate(self.searches.get(name, ()))
+        return None if whole is None else whole * edits - (search or 0) * found
 
     def record(self, cell: Cell) -> float | None:
         """Seconds for a record of the cell's kind of measurement."""
@@ -95,18 +108,19 @@ def steps(tracks: Iterable[Track], store: Store, timings: Timings, made: dict[st
         timings: of what was done before.
         made: edits made by now, by the track's key, where more is known than the store does.
     """
-    found = []
-    for track in tracks:
+    found: list[Step] = []
+    searched: dict[str, int] = {}
+    for track in sorted(tracks, key=lambda track: not all(map(store.has, track.cells))):  # finished ones have searched
         cells = [cell for cell in track.cells if not store.has(cell)]
+        last, alike = max(cell.edits for cell in cells or track.cells), searching_alike(track.run)
+        there = (made or {}).get(track.key, saved_edits(store, track.run)) if cells else last
+        edits, already = max(0, last - there), max(there, searched.get(alike, 0))
+        searched[alike] = max(last, already)
         if not cells:
             continue
-        last = max(cell.edits for cell in cells)
-        there = (made or {}).get(track.key, saved_edits(store, track.run))
-        edits = max(0, last - there)
         parts = [timings.measuring(cell) for cell in cells]
         if track.run.method and edits:
-            rate = timings.edit(track.run.method)
-            parts.append(None if rate is None else rate * edits)
+            parts.append(timings.editing(track.run.method, edits, min(edits, already - there)))
         known = [part for part in parts if part is not None]
         found.append(Step(track, edits, len(cells), sum(known) if len(known) == len(parts) else None))
     return found
@@ -158,8 +172,7 @@ def _probe_edits(model: Model, inputs: Inputs, run: Run, contexts: list[str], ti
     search = phases.get("targets", 0.0) * size / len(facts)
     if isinstance(chosen, Recipe):
         search *= chosen.targets.evaluations(size) / chosen.targets.evaluations(len(facts))
-    seconds = search + update
-    timings.edits.setdefault(run.method, []).append((size, seconds))
+    timings.edited(run.method, size, search + update, search)
 
 
 def _rate(seen: Iterable[tuple[int, float]]) -> float | None:

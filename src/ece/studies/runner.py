@@ -170,6 +170,7 @@ def described(made: Sequence[Edit]) -> dict[str, Any]:
         "neurons": manifests[-1].neurons,
         "facts": [len(manifest.facts) for manifest in manifests],
         "seconds": [manifest.seconds for manifest in manifests],
+        "searching": [manifest.phases.get("targets", 0.0) for manifest in manifests],
         "evaluations": sum(entry.evaluations for entry in facts) / len(facts),
         "failed": sum(entry.failed for entry in facts),
     }

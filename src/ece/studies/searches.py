@@ -20,6 +20,7 @@ from ece.files import new_file, sound
 from ece.methods.recipe import Recipe, TwoStep
 from ece.methods.searching import Sought, search
 from ece.models import Model
+from ece.studies.cells import Run
 from ece.targets.clusters import Clusters
 from ece.targets.descent import Solved
 from ece.targets.warm import WarmStart
@@ -43,6 +44,18 @@ class Searches:
                 with new_file(place) as temporary:
                     save_file(_tensors(sought), temporary, {"seconds": str(sought.seconds)})
             return _read(place, model.device)
+
+
+DECIDING = ("targets", "weights", "site", "layers", "contexts")
+"""The options that say how targets are sought."""
+
+
+def searching_alike(run: Run) -> str:
+    """What runs have in common that find each other's targets: a run on the edited model has its own."""
+    if run.options.get("targets_from") != "original":
+        return run.key
+    how = {name: run.options.get(name) for name in DECIDING}
+    return json.dumps([run.data, run.batch_size, how], sort_keys=True, default=str)
 
 
 def decided_by(model: Model, facts: Sequence[Fact], recipe: Recipe, warm: WarmStart, before: Sequence[str]) -> str:

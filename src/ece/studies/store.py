@@ -36,7 +36,7 @@ class Result(BaseModel):
     """What was measured, record by record."""
 
     edits: dict[str, Any] = {}
-    """Of the run until then: layers, neurons, failed facts, seconds of each batch, evaluations."""
+    """Of the run until then: layers, neurons, failed facts, evaluations, seconds of each batch and its search."""
 
     seconds: float
     """That measuring took."""
