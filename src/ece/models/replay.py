@@ -67,14 +67,17 @@ class Past:
         }
         return Past(torch.cat([self.visible, visible], dim=1), states)
 
-    def select(self, rows: Tensor, layers: range | None = None) -> Past:
-        """Some rows (repeats allowed), of some layers."""
+    def select(self, rows: Tensor) -> Past:
+        """Some rows (repeats allowed)."""
         states = {
             layer: (key[rows.to(key.device)], value[rows.to(value.device)])
             for layer, (key, value) in self.states.items()
-            if layers is None or layer in layers
         }
         return Past(self.visible[rows], states)
+
+    def of_layers(self, layers: range) -> Past:
+        """What some layers remember; nothing is copied."""
+        return Past(self.visible, {layer: states for layer, states in self.states.items() if layer in layers})
 
 
 @dataclass

@@ -8,14 +8,14 @@ again: layers above L, from the cut to the end.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from ece.models.attention import takes_packed
 from ece.models.model import Model
-from ece.models.replay import Past, Replay, padded, record
+from ece.models.replay import KeysAndValues, Past, Replay, padded, record
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class Tails:
         replay = record(model, ids, visible, past)
         hidden = replay.run(replay.embedded, 0, layer + 1)
         above = range(layer + 1, len(model.layers))
-        return cls._above(model, layer, ids, visible, hidden, past.select(torch.arange(len(ids)), above))
+        return cls._above(model, layer, ids, visible, hidden, past.of_layers(above))
 
     @classmethod
     def _above(cls, model: Model, layer: int, ids: Tensor, visible: Tensor, hidden: Tensor, past: Past) -> Tails:
@@ -128,12 +128,12 @@ def _continued(model: Model, tokens: Sequence[Sequence[int]], past: Past) -> Pas
     past.seen = {}
     for rows in _together(model, tokens):
         ids, real = padded([tokens[row] for row in rows], model.device)
-        some = past.select(torch.tensor(rows, device=model.device))
-        some.seen = {}
-        replay = record(model, ids, real, some, pack=True)
+        some = past if len(rows) == len(tokens) else past.select(torch.tensor(rows, device=model.device))
+        seen: dict[int, KeysAndValues] = {}
+        replay = record(model, ids, real, replace(some, seen=seen), pack=True)
         replay.run(replay.embedded, 0, len(model.layers))
         visible[rows, : ids.shape[1]] = real
-        for layer, (key, value) in some.seen.items():
+        for layer, (key, value) in seen.items():
             if layer not in past.seen:
                 size = (len(tokens), key.shape[1], longest, key.shape[3])
                 past.seen[layer] = (key.new_zeros(size), value.new_zeros(size))
@@ -143,13 +143,16 @@ def _continued(model: Model, tokens: Sequence[Sequence[int]], past: Past) -> Pas
 
 
 def _together(model: Model, tokens: Sequence[Sequence[int]]) -> Iterator[list[int]]:
-    """Row numbers in groups that waste little: all, where padding costs nothing, else those of like length."""
-    order = sorted((row for row in range(len(tokens)) if len(tokens[row])), key=lambda row: len(tokens[row]))
-    packed = takes_packed(model.network)
+    """Numbers of rows that run together and waste little; empty rows are in no group."""
+    filled = [row for row in range(len(tokens)) if len(tokens[row])]
+    if takes_packed(model.network):  # padding costs nothing
+        yield filled
+        return
+    order = sorted(filled, key=lambda row: len(tokens[row]))
     while order:
         shortest = len(tokens[order[0]])
-        group = [row for row in order if packed or len(tokens[row]) <= shortest + shortest // 4]
-        yield group
+        group = [row for row in order if len(tokens[row]) <= shortest + shortest // 4]
+        yield sorted(group)
         order = order[len(group) :]
 
 
