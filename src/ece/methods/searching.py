@@ -32,11 +32,11 @@ from ece.targets.warm import WarmStart, target_embeddings
 PASS_TOKENS = {"cpu": 160, "other": 8192}
 """Tail tokens in one pass: enough to keep the processor busy, few enough to keep memory small."""
 
-Prepare = Callable[[Sequence[Fact], Sequence[str]], TargetLoss]
-"""Prepares the loss of some facts with some contexts."""
-
 ROW_TOKENS = 2
 """What a row counts besides its tail's tokens: its past, which attention takes in, and its predictions."""
+
+Prepare = Callable[[Sequence[Fact], Sequence[str]], TargetLoss]
+"""Prepares the loss of some facts with some contexts."""
 
 
 @dataclass(frozen=True)

@@ -143,7 +143,7 @@ def _continued(model: Model, tokens: Sequence[Sequence[int]], past: Past) -> Pas
 
 
 def _together(model: Model, tokens: Sequence[Sequence[int]]) -> Iterator[list[int]]:
-    """Numbers of rows that run together and waste little; empty rows are in no group."""
+    """Numbers of rows that run together and waste little, each group in the rows' order; empty rows are in none."""
     filled = [row for row in range(len(tokens)) if len(tokens[row])]
     if takes_packed(model.network):  # padding costs nothing
         yield filled

@@ -108,10 +108,10 @@ def steps(tracks: Iterable[Track], store: Store, timings: Timings, made: dict[st
         timings: of what was done before.
         made: edits made by now, by the track's key, where more is known than the store does.
     """
+    left = [(track, [cell for cell in track.cells if not store.has(cell)]) for track in tracks]
     found: list[Step] = []
     searched: dict[str, int] = {}
-    for track in sorted(tracks, key=lambda track: not all(map(store.has, track.cells))):  # finished ones have searched
-        cells = [cell for cell in track.cells if not store.has(cell)]
+    for track, cells in sorted(left, key=lambda each: bool(each[1])):  # finished tracks have searched
         last, alike = max(cell.edits for cell in cells or track.cells), searching_alike(track.run)
         there = (made or {}).get(track.key, saved_edits(store, track.run)) if cells else last
         edits, already = max(0, last - there), max(there, searched.get(alike, 0))

@@ -46,16 +46,16 @@ class Searches:
             return _read(place, model.device)
 
 
-DECIDING = ("targets", "weights", "site", "layers", "contexts")
-"""The options that say how targets are sought."""
+DECIDING = ("targets", "weights", "site")
+"""The options that say how targets are sought, besides layers and contexts."""
 
 
 def searching_alike(run: Run) -> str:
     """What runs have in common that find each other's targets: a run on the edited model has its own."""
     if run.options.get("targets_from") != "original":
         return run.key
-    how = {name: run.options.get(name) for name in DECIDING}
-    return json.dumps([run.data, run.batch_size, how], sort_keys=True, default=str)
+    how = {name: run.options[name] for name in (*DECIDING, "layers", "contexts")}
+    return json.dumps([run.data, run.batch_size, how], sort_keys=True)
 
 
 def decided_by(model: Model, facts: Sequence[Fact], recipe: Recipe, warm: WarmStart, before: Sequence[str]) -> str:
@@ -66,7 +66,7 @@ def decided_by(model: Model, facts: Sequence[Fact], recipe: Recipe, warm: WarmSt
         "model": model.fingerprint,
         "dtype": str(model.network.dtype),
         "facts": [dataclasses.astuple(fact) for fact in facts],
-        "options": {name: options[name] for name in ("targets", "weights", "site")},
+        "options": {name: options[name] for name in DECIDING},
         "layers": [recipe.edited[0], recipe.edited[-1]] if two_step else [recipe.edited[-1]],
         "before": list(before[: 1 + recipe.contexts]),
     }
