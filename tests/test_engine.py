@@ -18,7 +18,7 @@ from ece.edits.edit import Edit
 from ece.errors import UserError
 from ece.facts import Fact
 from ece.locate.scores import select
-from ece.methods import subjects
+from ece.methods import engine, subjects
 from ece.methods.engine import edit, edit_in_sequence
 from ece.methods.history import History
 from ece.methods.recipe import Neurons, PerFact, Recipe, TwoStep
@@ -28,6 +28,7 @@ from ece.models import Model
 from ece.models.replay import keys_captured
 from ece.models.tokens import locate
 from ece.targets.descent import Adam, LogOdds
+from ece.update.spread import Spread
 
 QUICK = Recipe("quick", "", "", PerFact(Adam(steps=4)), layers=(1, 2), tokens=512, contexts=1)
 ONE_LAYER = replace(QUICK, layers=(2,), regularise=1e-4)
@@ -419,3 +420,36 @@ def test_many_passes_read_what_one_reads(
         for name in ("key", "bare", "now", "around"):
             assert torch.allclose(getattr(parts[layer], name), getattr(one, name), atol=1e-5), name
         assert len(one.around) > 0
+
+
+# --- layers that are left to us
+
+
+@pytest.fixture
+def changing_layers(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """Another window each time layers are chosen; those that are still to come."""
+    to_come = [(0, 1), (1, 2), (0, 1), (1, 2)]
+    monkeypatch.setattr(engine, "choose_layers", lambda *_: to_come.pop(0))
+    return to_come
+
+
+def test_a_sequence_keeps_to_its_first_batch_s_layers(
+    tiny: Model, facts: list[Fact], changing_layers: list[tuple[int, ...]]
+):
+    """What the first batch's facts read in other layers is not known, and so could not be kept."""
+    auto, history = replace(QUICK, layers="auto"), History()
+    for some in (facts[:2], facts[2:4]):
+        made = quickly(tiny, some, auto, history)
+        history.add(tiny, made)
+        assert made.manifest.layers == [0, 1]
+    assert [made.manifest.layers for made in edit_in_sequence(tiny, facts, auto, 2)] == [[1, 2]] * 2
+
+
+def test_layers_are_chosen_again_where_earlier_ones_are_too_few(
+    tiny: Model, facts: list[Fact], changing_layers: list[tuple[int, ...]]
+):
+    history = History()
+    history.add(tiny, quickly(tiny, facts[:2], replace(QUICK, layers="auto", spread=Spread(layers="last")), history))
+    assert quickly(tiny, facts[2:4], replace(QUICK, layers="auto"), history).manifest.layers == [1, 2]
+    once_more = replace(QUICK, layers="auto", spread=Spread(layers="last"))
+    assert quickly(tiny, facts[2:4], once_more, history).manifest.layers == [1]

@@ -495,14 +495,33 @@ def test_studies_together_measure_along_one_sequence(
 
 @pytest.mark.parametrize(("name", "for_each"), [("ece-rs", 10.0 * 7 / 25), ("memit", 10.0)])
 def test_a_probe_of_few_facts_speaks_for_a_batch(name: str, for_each: float, monkeypatch: pytest.MonkeyPatch):
-    """Of four facts each is an anchor of its own, with 20 + 5 steps; of a hundred, ten are: 2 + 5 steps for each."""
-    phases = {"targets": 40.0, "update": 3.0}
+    """Of few facts each is an anchor of its own, with 20 + 5 steps; of a hundred, ten are: 2 + 5 steps for each."""
+    few = make.FACTS[: plan.PROBED_FACTS]
+    phases = {"targets": 10.0 * len(few), "update": 3.0}
     made = SimpleNamespace(manifest=SimpleNamespace(phases=phases, seconds=43.0))
     monkeypatch.setattr(plan, "edit", lambda *_, **__: made)
-    inputs = cast(Inputs, SimpleNamespace(facts=lambda _: make.FACTS))
+    inputs = cast(Inputs, SimpleNamespace(facts=lambda _: few))
     timings, run = Timings(), Run(data="counterfact", method=name, batch_size=100)
-    plan._probe_edits(cast(Model, None), inputs, run, [], timings)
+    plan._probe_edits(cast(Model, None), inputs, run, [], timings, search)
     assert timings.edit(name) == pytest.approx(for_each + 0.03)
+
+
+def test_a_probe_makes_a_search_once_for_methods_that_search_alike(
+    tiny_llama: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And counts it for each: on a first batch it makes no difference on which weights targets are sought."""
+    made: list[str] = []
+
+    def counted(model: Model, facts: Any, recipe: Any, *rest: Any) -> Any:
+        made.append(recipe.name)
+        return search(model, facts, recipe, *rest)
+
+    monkeypatch.setattr(searches, "search", counted)
+    chosen = ("memit", "alphaedit", "memit-history", "ece-rs")
+    timings = begun("methods", setup(tiny_llama, chosen=chosen, texts=0), tmp_path / "s").timings()
+    assert made == ["memit", "ece-rs"]
+    assert timings.searches["memit"] == timings.searches["alphaedit"] == timings.searches["memit-history"]
+    assert timings.searches["memit"][0][1] > 0
 
 
 def test_plan_knows_what_is_left(tiny_llama: Model, tmp_path: Path) -> None:

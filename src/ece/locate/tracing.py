@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from ece.errors import UserError
 from ece.facts import Fact
-from ece.locate.layers import WINDOW
+from ece.locate.layers import window_of
 from ece.models.model import Model
 from ece.models.replay import Replay, record
 from ece.models.tokens import Tokens, locate
@@ -148,7 +148,7 @@ def traced_layers(model: Model, facts: Sequence[Fact]) -> tuple[int, ...]:
     kind = "last subject token"
     found = trace(model, facts[:FACTS], "ffn", samples=SAMPLES, kinds=[kind])
     effects = found.effects[KINDS.index(kind), :-1]
-    width = min(WINDOW, max(1, len(model.layers) // 2))
+    width = window_of(model)
     first = int(effects.unfold(0, width, 1).sum(1).argmax())
     log.info("corruption takes %.0f %% of the answers' probability away", 100 * found.total / max(found.clean, 1e-30))
     return tuple(range(first, first + width))

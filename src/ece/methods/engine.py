@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +15,7 @@ from ece.edits.edit import Edit, FactEntry, Manifest
 from ece.errors import UserError
 from ece.facts import Fact, batches, check_consistent
 from ece.heap import memory_returned
-from ece.locate.layers import choose_layers
+from ece.locate.layers import choose_layers, window_of
 from ece.locate.tracing import traced_layers
 from ece.methods.history import History
 from ece.methods.memory import check as check_memory
@@ -69,7 +69,7 @@ def edit(
     if not isinstance(recipe, Recipe):
         return recipe.edit(model, facts, history, before or ())
     before = before or written_contexts(model)
-    recipe = with_layers(model, facts, recipe)
+    recipe = with_layers(model, facts, recipe, history.moments)
     layers = recipe.edited
     check_memory(model, recipe, pass_tokens(model))
     moments = statistics(model, recipe)
@@ -259,10 +259,8 @@ def edit_in_sequence(
     history = recalled_history(model, earlier)
     before = earlier[0].manifest.contexts if earlier else []
     before = before or (written_contexts(model) if isinstance(recipe, Recipe) else [])
-    if isinstance(recipe, Recipe) and isinstance(recipe.layers, str) and earlier and earlier[0].manifest.layers:
-        recipe = dataclasses.replace(recipe, layers=tuple(earlier[0].manifest.layers))
     for batch in batches(facts, batch_size):
-        recipe = with_layers(model, batch, recipe) if isinstance(recipe, Recipe) else recipe
+        recipe = with_layers(model, batch, recipe, history.moments) if isinstance(recipe, Recipe) else recipe
         made = edit(model, batch, recipe, history, before=before, search=search)
         made.apply(model)
         if not accept(made):
@@ -278,12 +276,22 @@ def written_contexts(model: Model) -> list[str]:
         return contexts(model)
 
 
-def with_layers(model: Model, facts: Sequence[Fact], recipe: Recipe) -> Recipe:
+def with_layers(model: Model, facts: Sequence[Fact], recipe: Recipe, earlier: Iterable[int] = ()) -> Recipe:
     """The recipe with the layers that it writes chosen and checked.
+
+    Args:
+        model: the model.
+        facts: by which they are chosen, where that is left to us.
+        recipe: any.
+        earlier: the layers that earlier batches have keys in. What is left to us is chosen already where they are
+            enough for the recipe: it keeps to layers whose earlier facts it knows.
 
     Raises:
         UserError: the model has no such layers.
     """
+    kept = tuple(sorted(earlier))
+    if isinstance(recipe.layers, str) and len(kept) >= len(recipe.spread.written(tuple(range(window_of(model))))):
+        recipe = dataclasses.replace(recipe, layers=kept)
     if isinstance(recipe.layers, str):
         choose = traced_layers if recipe.layers == "tracing" else choose_layers
         with model.overlay.suspended(model):

@@ -7,6 +7,8 @@ import logging
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from tqdm import tqdm
@@ -15,19 +17,20 @@ from ece.errors import UserError
 from ece.methods.engine import edit, written_contexts
 from ece.methods.recipe import Recipe
 from ece.methods.registry import method
+from ece.methods.searching import Search
 from ece.models import Model
 from ece.studies.cells import Cell, Run, Track
 from ece.studies.inputs import Inputs
 from ece.studies.measures import MEASURES
-from ece.studies.searches import searching_alike
+from ece.studies.searches import Searches, searching_alike
 from ece.studies.store import Result, Store
 
 log = logging.getLogger(__name__)
 
-PROBED = 2
-"""Records that a probe takes."""
+PROBED = 8
+"""Records that a probe takes: fewer are slower for each of them than the many of a cell."""
 
-PROBED_FACTS = 4
+PROBED_FACTS = 8
 """Facts that a probe takes: a search for fewer is much slower for each of them than a batch's."""
 
 EXTENT = ("start", "stop", "limit", "batch_size", "batches", "tokens")
@@ -141,13 +144,17 @@ def probe(model: Model, inputs: Inputs, tracks: Sequence[Track], timings: Timing
     missing_cells = [cell for cell in cells.values() if timings.record(cell) is None]
     missing_runs = [run for name, run in runs.items() if timings.edit(name) is None]
     contexts = written_contexts(model) if missing_runs else []
-    with tqdm(total=len(missing_cells) + len(missing_runs), desc="probe", leave=False, disable=None) as bar:
+    length = len(missing_cells) + len(missing_runs)
+    with (
+        tqdm(total=length, desc="probe", leave=False, disable=None) as bar,
+        TemporaryDirectory() as folder,
+    ):
         for cell in missing_cells:
             few = cell.model_copy(update={"of": MEASURES[cell.measure].first(cell.of, PROBED)})
             timings.learn(_timed(model, few, inputs))
             bar.update()
         for run in missing_runs:
-            _probe_edits(model, inputs, run, contexts, timings)
+            _probe_edits(model, inputs, run, contexts, timings, Searches(Path(folder)))
             bar.update()
 
 
@@ -157,22 +164,22 @@ def _timed(model: Model, cell: Cell, inputs: Inputs) -> Result:
     return Result(cell=cell.unedited(), records=[], seconds=time.monotonic() - began)
 
 
-def _probe_edits(model: Model, inputs: Inputs, run: Run, contexts: list[str], timings: Timings) -> None:
+def _probe_edits(model: Model, inputs: Inputs, run: Run, contexts: list[str], timings: Timings, search: Search) -> None:
     """A search takes its time for each fact, an update for each batch; what is made once is not counted."""
     assert run.method is not None
     facts = inputs.facts(run.data)[:PROBED_FACTS]
     try:
         chosen = method(run.method).with_options(run.changes)
-        manifest = edit(model, facts, chosen, before=contexts).manifest
+        manifest = edit(model, facts, chosen, before=contexts, search=search).manifest
     except UserError as error:
         log.warning("%s cannot be timed: %s", run.method, error)
         return
     phases: dict[str, Any] = manifest.phases or {"targets": manifest.seconds}
     update, size = phases.get("update", 0.0), max(run.batch_size, 1)
-    search = phases.get("targets", 0.0) * size / len(facts)
+    searching = phases.get("targets", 0.0) * size / len(facts)
     if isinstance(chosen, Recipe):
-        search *= chosen.targets.evaluations(size) / chosen.targets.evaluations(len(facts))
-    timings.edited(run.method, size, search + update, search)
+        searching *= chosen.targets.evaluations(size) / chosen.targets.evaluations(len(facts))
+    timings.edited(run.method, size, searching + update, searching)
 
 
 def _rate(seen: Iterable[tuple[int, float]]) -> float | None:
