@@ -40,6 +40,7 @@ from ece.studies.published import published
 from ece.studies.registry import STUDIES, studies
 from ece.studies.results import found
 from ece.studies.setup import UNEDITED, Setup
+from ece.studies.shared import headline
 from ece.studies.statistics import of_values, paired
 from ece.studies.store import Store
 from ece.studies.studying import Studying
@@ -491,6 +492,23 @@ def test_studies_together_measure_along_one_sequence(
     assert len(written) == (2 if texts else 0)
     assert all('"stop": 3' in of for of in written)
     assert {"methods.md", "edits.md"} <= {file.name for file in (tmp_path / "s").iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("there", "shown"),
+    [
+        (["efficacy", "efficacy_exact", "specificity", "score"], ["efficacy", "specificity", "score"]),
+        (
+            ["specificity_gold", "efficacy", "specificity_unchanged"],
+            ["efficacy", "specificity_gold", "specificity_unchanged"],
+        ),
+        (["accuracy", "f1"], ["accuracy", "f1"]),
+    ],
+    ids=["counterfact", "zsre", "others"],
+)
+def test_figures_show_what_a_benchmark_has(there: list[str], shown: list[str]) -> None:
+    found = cast(Any, SimpleNamespace(means={name: Mean(50.0, 1.0, 9) for name in there}))
+    assert headline([found]) == shown
 
 
 @pytest.mark.parametrize(("name", "for_each"), [("ece-rs", 10.0 * 7 / 25), ("memit", 10.0)])

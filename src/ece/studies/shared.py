@@ -21,9 +21,11 @@ def metrics(found: Sequence[Found]) -> list[str]:
     ]
 
 
-def headline(
-    found: Sequence[Found], names: Sequence[str] = ("efficacy", "generalization", "specificity", "score")
-) -> list[str]:
+HEADLINE = ("efficacy", "generalization", "specificity", "specificity_gold", "specificity_unchanged", "score")
+"""What figures show, of CounterFact's metrics or zsRE's."""
+
+
+def headline(found: Sequence[Found], names: Sequence[str] = HEADLINE) -> list[str]:
     """The metrics that a figure shows: those of the names that there are, or else the first four."""
     there = metrics(found)
     return [name for name in names if name in there] or there[:4]
