@@ -53,7 +53,7 @@ def edit(
         model: with earlier edits applied, if there are any.
         facts: one batch.
         recipe: or another method, or a method's name.
-        history: of earlier batches; None for the first.
+        history: of earlier batches, whose layers are kept to where the recipe leaves them to us; None for the first.
         before: contexts; written by the model by default.
         search: what finds the targets.
 
