@@ -145,16 +145,14 @@ def probe(model: Model, inputs: Inputs, tracks: Sequence[Track], timings: Timing
     missing_runs = [run for name, run in runs.items() if timings.edit(name) is None]
     contexts = written_contexts(model) if missing_runs else []
     length = len(missing_cells) + len(missing_runs)
-    with (
-        tqdm(total=length, desc="probe", leave=False, disable=None) as bar,
-        TemporaryDirectory() as folder,
-    ):
+    with TemporaryDirectory() as folder, tqdm(total=length, desc="probe", leave=False, disable=None) as bar:
+        search = Searches(Path(folder))
         for cell in missing_cells:
             few = cell.model_copy(update={"of": MEASURES[cell.measure].first(cell.of, PROBED)})
             timings.learn(_timed(model, few, inputs))
             bar.update()
         for run in missing_runs:
-            _probe_edits(model, inputs, run, contexts, timings, Searches(Path(folder)))
+            _probe_edits(model, inputs, run, contexts, timings, search)
             bar.update()
 
 

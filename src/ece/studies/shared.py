@@ -25,10 +25,10 @@ HEADLINE = ("efficacy", "generalization", "specificity", "specificity_gold", "sp
 """What figures show, of CounterFact's metrics or zsRE's."""
 
 
-def headline(found: Sequence[Found], names: Sequence[str] = HEADLINE) -> list[str]:
-    """The metrics that a figure shows: those of the names that there are, or else the first four."""
+def headline(found: Sequence[Found]) -> list[str]:
+    """The metrics that a figure shows: those of `HEADLINE` that there are, or else the first four."""
     there = metrics(found)
-    return [name for name in names if name in there] or there[:4]
+    return [name for name in HEADLINE if name in there] or there[:4]
 
 
 def seconds_per_edit(found: Found) -> Mean | None:
