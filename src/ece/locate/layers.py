@@ -36,12 +36,12 @@ def choose_layers(model: Model, facts: Sequence[Fact]) -> tuple[int, ...]:
     attributions = attribution(model, facts[:FACTS]).sum(0)
     reached = attributions.cumsum(0) / attributions.sum()
     last = min(int((reached < BELOW).sum()), len(model.layers) - 2)
-    return tuple(range(max(0, last - window_of(model) + 1), last + 1))
+    return tuple(range(max(0, last - window_of(len(model.layers)) + 1), last + 1))
 
 
-def window_of(model: Model) -> int:
-    """How many layers of the model are edited where that is left to us."""
-    return min(WINDOW, max(1, len(model.layers) // 2))
+def window_of(layers: int) -> int:
+    """How many layers of a model with so many are edited where that is left to us."""
+    return min(WINDOW, max(1, layers // 2))
 
 
 def attribution(model: Model, facts: Sequence[Fact], rows: int = 8) -> Tensor:

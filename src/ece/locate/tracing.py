@@ -148,7 +148,7 @@ def traced_layers(model: Model, facts: Sequence[Fact]) -> tuple[int, ...]:
     kind = "last subject token"
     found = trace(model, facts[:FACTS], "ffn", samples=SAMPLES, kinds=[kind])
     effects = found.effects[KINDS.index(kind), :-1]
-    width = window_of(model)
+    width = window_of(len(model.layers))
     first = int(effects.unfold(0, width, 1).sum(1).argmax())
     log.info("corruption takes %.0f %% of the answers' probability away", 100 * found.total / max(found.clean, 1e-30))
     return tuple(range(first, first + width))

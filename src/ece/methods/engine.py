@@ -290,7 +290,8 @@ def with_layers(model: Model, facts: Sequence[Fact], recipe: Recipe, earlier: It
         UserError: the model has no such layers.
     """
     kept = tuple(sorted(earlier))
-    if isinstance(recipe.layers, str) and len(kept) >= len(recipe.spread.written(tuple(range(window_of(model))))):
+    enough = len(recipe.spread.written(tuple(range(window_of(len(model.layers))))))
+    if isinstance(recipe.layers, str) and len(kept) >= enough:
         recipe = dataclasses.replace(recipe, layers=kept)
     if isinstance(recipe.layers, str):
         choose = traced_layers if recipe.layers == "tracing" else choose_layers

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ece.locate.layers import WINDOW
+from ece.locate.layers import window_of
 from ece.studies.figures import Picture
 from ece.studies.setup import Setup
 from ece.studies.shared import differences, dots, layers, of_metrics, panels
@@ -16,7 +16,7 @@ AUTO = "automatic"
 
 def windows(count: int) -> list[tuple[int, ...]]:
     """Windows in a model of so many layers: five wide ones in its lower two thirds, and single layers of theirs."""
-    width = min(WINDOW, max(1, count // 2))
+    width = window_of(count)
     highest = max(0, min(count - 1 - width, round(2 * count / 3) - width))
     starts = sorted({round(step * highest / 4) for step in range(5)})
     wide = [tuple(range(start, start + width)) for start in starts]
