@@ -27,7 +27,7 @@ from ece.errors import UserError
 from ece.evaluation.means import Mean
 from ece.facts import shipped_file
 from ece.methods import engine
-from ece.methods.registry import as_recipe
+from ece.methods.registry import METHODS, as_recipe
 from ece.methods.searching import search
 from ece.models import Model
 from ece.studies import clusters, measures, plan, runner, searches
@@ -627,6 +627,8 @@ def test_published_numbers_have_sources() -> None:
         for row in table.rows:
             assert row.values
             assert re.search(r"arXiv \d{4}\.\d{5}|doi ", row.source)
+            name = row.method.lower().replace("+", "-")
+            assert row.here == (name if name in METHODS else None)
 
 
 def test_the_command_as_typed(ece: Ece, checkpoint: Path, tmp_path: Path) -> None:
