@@ -43,8 +43,8 @@ def prepared(model: Model, facts: Sequence[Fact], before: Sequence[str], weights
     return TargetLoss.prepare(model, facts, LAYER, before, prefixes, weights or Weights())
 
 
-def plain(model: Model, fact: Fact, before: Sequence[str], clamp: float = 3) -> reference.PlainLoss:
-    return reference.PlainLoss(model, fact, LAYER, before, clamp=clamp)
+def plain(model: Model, fact: Fact, before: Sequence[str], clamp: float = 3, kl: float = 0.0625) -> reference.PlainLoss:
+    return reference.PlainLoss(model, fact, LAYER, before, clamp=clamp, kl=kl)
 
 
 @pytest.mark.parametrize("length", [0.0, 0.4])
@@ -357,14 +357,17 @@ def test_warm_start_ignores_failed_facts():
     assert torch.equal(start, without(embeddings, torch.ones(30, 8)))
 
 
-def test_views_see_their_own_contexts_in_turn(tiny_llama: Model, facts: list[Fact], before: list[str]):
-    loss = Views(prepared(tiny_llama, facts, before, WIDE).views(2))
+@pytest.mark.parametrize("kl", [0.0, 2.0])
+def test_views_see_their_own_prompts_in_turn(tiny_llama: Model, facts: list[Fact], before: list[str], kl: float):
+    """Three contexts and the essence prompt, dealt out among two views: the second has it, and counts it for both."""
+    loss = Views(prepared(tiny_llama, facts, before, Weights(kl=kl, clamp=3)).views(2))
     delta = torch.randn(loss.hidden.shape, generator=torch.Generator().manual_seed(2))
-    parts = [[before[0], before[2]], [before[1]]]
+    parts = [([before[0], before[2]], 0.0), ([before[1]], 2 * kl)]
     for turn in range(3):
         value = loss(delta)
         for i, fact in enumerate(facts):
-            nll, total = plain(tiny_llama, fact, parts[turn % 2])(delta[i])
+            contexts, weight = parts[turn % 2]
+            nll, total = plain(tiny_llama, fact, contexts, kl=weight)(delta[i])
             assert value.nll[i].item() == pytest.approx(nll.item(), rel=1e-4)
             assert value.total[i].item() == pytest.approx(total.item(), rel=1e-4)
 

@@ -55,7 +55,7 @@ class PerFact:
     """`adam` (ROME, MEMIT), `adam-pair` (PMET), or `log-odds` (ours)."""
 
     views: Annotated[int, Field(ge=1)] = 1
-    """Contexts are dealt out among so many views, and each evaluation sees one: a part of the cost."""
+    """A fact's prompts are dealt out among so many views, and each evaluation sees one: a part of the cost."""
 
     warm: bool = False
     """Start where solved edits with similar targets ended, once there are enough of them."""

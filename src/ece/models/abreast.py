@@ -12,15 +12,19 @@ import torch
 
 from ece.models.model import Model
 
-AHEAD = 2
-"""Passes under way at a time. The same on every machine: what a pass knows of those before it must not depend on it."""
+ABREAST = 2
+"""Passes that run at a time, at most."""
+
+AHEAD = ABREAST + 1
+"""Passes under way: one waits, so that no core waits for the slower of two. The same on every machine: what a pass
+knows of those before it must not depend on it."""
 
 R = TypeVar("R")
 
 
 def workers(model: Model) -> int:
     """How many passes the model's device takes at a time."""
-    return min(AHEAD, torch.get_num_threads()) if model.device.type == "cpu" else 1
+    return min(ABREAST, torch.get_num_threads()) if model.device.type == "cpu" else 1
 
 
 def abreast(tasks: Iterable[Callable[[], R]], workers: int) -> Iterator[R]:

@@ -73,7 +73,7 @@ class _Rows:
     """`[rows]`"""
 
     context: Tensor
-    """`[rows]`: which context stands before the prompt; -1 at essence prompts"""
+    """`[rows]`: which context stands before the prompt; at essence prompts the number after the last context's"""
 
     row: Tensor
     """`[predictions]`: the row of each prediction that counts"""
@@ -91,9 +91,8 @@ class _Rows:
         return self._take(rows, fact[rows], *per_prediction)
 
     def through(self, contexts: Sequence[int], *per_prediction: Tensor) -> tuple[_Rows, list[Tensor]]:
-        """Keep the prompts in some contexts, and every essence prompt."""
-        seen = torch.tensor([*contexts, -1], device=self.context.device)
-        rows = torch.isin(self.context, seen).nonzero()[:, 0]
+        """Keep the prompts in some contexts."""
+        rows = torch.isin(self.context, torch.tensor(contexts, device=self.context.device)).nonzero()[:, 0]
         return self._take(rows, self.fact[rows], *per_prediction)
 
     def _take(self, rows: Tensor, fact: Tensor, *per_prediction: Tensor) -> tuple[_Rows, list[Tensor]]:
@@ -174,7 +173,7 @@ class TargetLoss:
         context = torch.arange(len(before), device=model.device).repeat(len(facts))
         if weights.kl:
             texts += [locate(model, ESSENCE, f.subject) for f in facts]
-            fact, context = torch.cat([fact, number]), torch.cat([context, torch.full_like(number, -1)])
+            fact, context = torch.cat([fact, number]), torch.cat([context, torch.full_like(number, len(before))])
         with parts_captured(model, layer) if site == "ffn" else nullcontext(Parts()) as parts:
             rows, token = _rows(model, layer, texts, fact, context, prefixes)
         per_text = torch.tensor([len(tokens.target) or 1 for tokens in texts], device=model.device)
@@ -194,16 +193,23 @@ class TargetLoss:
         return cls(hidden, size, weights, rows, token, share, reference, tokens, attention)
 
     def views(self, at_most: int) -> list[TargetLoss]:
-        """The contexts dealt out among so many losses (fewer, if there are not as many contexts)."""
-        contexts = int(self._rows.context.max()) + 1
-        views = min(at_most, contexts)
+        """The contexts, and the essence prompt after them, dealt out among so many losses (at most one a context).
+
+        The NLL of each is the mean over its contexts; the KL term counts in one of them for all.
+        """
+        essence = int(self._rows.context.max()) + 1 - bool(self.weights.kl)
+        views = min(at_most, essence)
         if views == 1:
             return [self]
-        return [self._through(range(view, contexts, views), contexts) for view in range(views)]
+        return [self._through(range(view, essence + 1, views), essence, views) for view in range(views)]
 
-    def _through(self, seen: Sequence[int], contexts: int) -> TargetLoss:
+    def _through(self, seen: Sequence[int], essence: int, views: int) -> TargetLoss:
         rows, (token, share) = self._rows.through(seen, self._token, self._share)
-        return replace(self, _rows=rows, _token=token, _share=share * (contexts / len(seen)))
+        share *= essence / sum(context < essence for context in seen)
+        kl = self.weights.kl * views if essence in seen else 0.0
+        reference = self._reference if kl else self._reference[:, :0]
+        weights = replace(self.weights, kl=kl)
+        return replace(self, weights=weights, _rows=rows, _token=token, _share=share, _reference=reference)
 
     def select(self, facts: Tensor) -> TargetLoss:
         """The loss of some of the facts, in the order given."""
