@@ -46,7 +46,7 @@ def settings(recipe: ece.Recipe, d_ff: int) -> dict[str, ece.Recipe]:
         "shrunk to the diagonal": replace(recipe, shrink=1.0),
         "lambda 100": replace(recipe, regularise=100.0),
         "lambda 10000": replace(recipe, regularise=10000.0),
-        "prompts not kept": replace(recipe, keep_prompts=False),
+        "prompts not kept": replace(recipe, keep_prompts=0.0),
         "neurons by RS, p 0.8": replace(recipe, neurons=Neurons("rs", 0.8)),
         "as many at random": replace(recipe, neurons=Neurons("random", 0.8)),
     }

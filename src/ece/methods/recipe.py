@@ -156,9 +156,9 @@ class Recipe:
     history: bool = True
     """Whether the keys of earlier batches are kept (Eq. 4)."""
 
-    keep_prompts: bool = False
-    """Whether the keys of the prompts' tokens before the subject's last are kept too, now and in later batches: what
-    later tokens read there by attention then stays what it was when the edit was made."""
+    keep_prompts: Annotated[float, Field(ge=0)] = 0.0
+    """How much the keys of the prompts' tokens before the subject's last count beside the facts' own, now and in later
+    batches (0: not at all): what later tokens read there by attention then stays what it was when the edit was made."""
 
     corpus: str = DEFAULT_CORPUS
     """The text that E[kk^T] is taken over."""

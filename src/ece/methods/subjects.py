@@ -61,7 +61,7 @@ class Read:
     """`[facts, d_model]`: the state that an edit is to change"""
 
     around: Tensor
-    """`[positions, d_ff]`: of every different beginning before a subject's last token, times the root of its count"""
+    """`[positions, d_ff]`: of each different beginning before a subject's last token, times the root of its weight"""
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,8 @@ class Subjects:
     """`[rows]`: weight of the row in its fact's key; rows of a fact follow each other and begin with the bare prompt"""
 
     facts: int
+    around: float
+    """How much a key of `Read.around` counts; 0: there are none"""
 
     @classmethod
     @torch.no_grad()
@@ -89,7 +91,7 @@ class Subjects:
         before: Sequence[str],
         *,
         evenly: bool = False,
-        around: bool = False,
+        around: float = 0.0,
     ) -> Subjects:
         """Run everything below layer `first`.
 
@@ -99,7 +101,7 @@ class Subjects:
             first: the first edited layer.
             before: contexts, the empty one first; several average keys as MEMIT does.
             evenly: or as a plain mean.
-            around: whether `Read.around` is wanted; it is empty otherwise.
+            around: how much each key of `Read.around` counts; at 0 there are none.
         """
         texts = [locate(model, fact.prompt, fact.subject, before=text) for fact in facts for text in before]
         ids = [text.ids[: text.subject_last + 1] for text in texts]
@@ -116,7 +118,7 @@ class Subjects:
         others = len(before) - 1
         shares = [0.5] + [0.5 / others] * others if others and not evenly else [1 / len(before)] * len(before)
         entering = tuple(each.replay.run(each.replay.embedded, 0, first) for each in made)
-        return cls(model, tuple(made), entering, torch.tensor(shares * len(facts)), len(facts))
+        return cls(model, tuple(made), entering, torch.tensor(shares * len(facts)), len(facts), around)
 
     def run(self, entering: Hidden, start: int, stop: int) -> Hidden:
         """Taken from the input of layer `start` to that of `stop`."""
@@ -162,7 +164,7 @@ class Subjects:
                 states[each.rows] = each.at_subject(output).to(states)
             place, row, position, count = each.earlier
             found = captured[layer][row, position].float()
-            around[place] = found * count.to(found).sqrt()[:, None]
+            around[place] = found * (self.around * count).to(found).sqrt()[:, None]
         now = self.averaged(states) if residual == "key" else self.of_bare(states)
         return Read(self.averaged(keys), self.of_bare(keys), now, around)
 

@@ -35,5 +35,5 @@ ECE = Recipe(
     targets=PerFact(LogOdds(), views=2, warm=True),
     targets_from="original",
     shrink=0.6,
-    keep_prompts=True,
+    keep_prompts=0.25,
 )
