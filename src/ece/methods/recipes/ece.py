@@ -34,6 +34,7 @@ ECE = Recipe(
     source=f"{PAPER}; docs/results.md",
     targets=PerFact(LogOdds(), views=2, warm=True),
     targets_from="original",
+    regularise=1250.0,
     shrink=0.6,
     keep_prompts=0.25,
 )
