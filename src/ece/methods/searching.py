@@ -119,7 +119,7 @@ def _per_fact(
     def learn(members: list[int], solved: Solved) -> None:
         growing.learn(embeddings[members], solved.delta)
 
-    return _in_passes(model, facts, task, rows=math.ceil((len(before) + 1) / choice.views), learn=learn)
+    return _in_passes(model, facts, task, before, choice.views, learn)
 
 
 def _two_step(
@@ -131,13 +131,13 @@ def _two_step(
         loss = prepare([facts[anchors[i]] for i in members], before)
         return choice.shared(loss, torch.zeros_like(loss.hidden))
 
-    shared = _in_passes(model, [facts[i] for i in anchors], lambda some: partial(from_zero, some), len(before) + 1)
+    shared = _in_passes(model, [facts[i] for i in anchors], lambda some: partial(from_zero, some), before)
     start = shared.delta if choice.start == "anchor" else torch.zeros_like(shared.delta)
 
     def from_anchor(members: list[int]) -> Solved:
         return choice.own(prepare([facts[i] for i in members], before), start[clusters.of_fact[members]])
 
-    own = _in_passes(model, facts, lambda some: partial(from_anchor, some), len(before) + 1)
+    own = _in_passes(model, facts, lambda some: partial(from_anchor, some), before)
     own.evaluations[anchors] += shared.evaluations
     return own
 
@@ -146,7 +146,8 @@ def _in_passes(
     model: Model,
     facts: Sequence[Fact],
     task: Callable[[list[int]], Callable[[], Solved]],
-    rows: int,
+    before: Sequence[str],
+    views: int = 1,
     learn: Callable[[list[int], Solved], None] = lambda members, solved: None,
 ) -> Solved:
     """Search in groups of facts with tails of like length, and put the results in the facts' order.
@@ -155,10 +156,12 @@ def _in_passes(
         model: the model.
         facts: all of them.
         task: given the numbers of some facts, what searches for them.
-        rows: prompts of each fact in one evaluation, at most.
+        before: contexts: a fact's prompts are one for each, and the essence prompt.
+        views: that its prompts are dealt out among.
         learn: told what a group came to, in the groups' order.
     """
     texts = [locate(model, fact.prompt, fact.subject, target=fact.target) for fact in facts]
+    rows = math.ceil((len(before) + 1) / views)
     lengths = [rows * (len(text.read) - text.subject_last + ROW_TOKENS) for text in texts]
     groups = list(passes(lengths, pass_tokens(model)))
     found: list[Solved] = []
