@@ -20,10 +20,12 @@ from ece.methods.history import History
 from ece.methods.recipe import PerFact, Recipe
 from ece.methods.recipes import RECIPES
 from ece.methods.registry import as_recipe
+from ece.methods.searching import Sought, search
 from ece.methods.subjects import prepared
 from ece.methods.writing import statistics
 from ece.models import LowRank, Model
 from ece.targets.descent import Adam, LogOdds, PairedAdam
+from ece.targets.warm import WarmStart
 from ece.update.after import Prune, Rect
 from ece.update.solve import least_squares, shrunk
 from ece.update.solvers import NullSpace
@@ -198,6 +200,29 @@ def test_facts_of_a_batch_are_edited_one_by_one(name: str, facts: list[Fact]):
         assert torch.equal(single.keys[LAST][0], made.keys[LAST][number])
     agree(dense(made, LAST, together), total, 1e-6)
     assert made.deltas[LAST].left.shape[1] == len(facts)
+
+
+@pytest.mark.parametrize("spread", [Spread(layers="last"), Spread(layers="ends", own_targets=True)])
+def test_targets_from_the_original_weights_are_sought_for_all_facts_of_a_batch_together(
+    facts: list[Fact], spread: Spread
+):
+    """One search for each layer that has targets; what is written is what facts in turn write."""
+    asked = []
+
+    def counted(model: Model, facts: Sequence[Fact], recipe: Recipe, warm: WarmStart, before: Sequence[str]) -> Sought:
+        asked.append(list(facts))
+        return search(model, facts, recipe, warm, before)
+
+    together, alone = make.build("llama"), make.build("llama")
+    recipe = quick("rome", spread=spread, targets_from="original")
+    made = edit(together, facts, recipe, before=BEFORE, search=counted)
+    assert asked == [facts] * len(recipe.spread.written(LAYERS))
+    singles = []
+    for fact in facts:
+        singles.append(made_with(alone, [fact], recipe))
+        singles[-1].apply(alone)
+    for layer in recipe.spread.written(LAYERS):
+        agree(dense(made, layer, together), sum(dense(single, layer, alone) for single in singles), 1e-3)
 
 
 def test_history_grows_within_a_batch_that_is_edited_one_by_one(facts: list[Fact]):

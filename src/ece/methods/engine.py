@@ -22,9 +22,9 @@ from ece.methods.memory import check as check_memory
 from ece.methods.method import Method, known
 from ece.methods.phases import Phases
 from ece.methods.recall import recalled_history
-from ece.methods.recipe import Recipe
+from ece.methods.recipe import PerFact, Recipe
 from ece.methods.registry import method
-from ece.methods.searching import Search, pass_tokens, search, searched_on
+from ece.methods.searching import InAdvance, Search, pass_tokens, search, searched_on
 from ece.methods.subjects import states
 from ece.methods.writing import statistics, swept
 from ece.models import Delta, LowRank, Model
@@ -148,6 +148,8 @@ def in_turn(bench: Bench, facts: Sequence[Fact], recipe: Recipe, history: Histor
     groups = batches(facts, recipe.at_once or len(facts))
     if len(groups) == 1:
         return at_once(bench, facts, recipe, history)
+    if recipe.targets_from == "original" and isinstance(recipe.targets, PerFact):
+        bench = dataclasses.replace(bench, search=InAdvance(bench.search, facts))
     history, found = history.copy(), []
     with model.overlay.undone(model):
         for group in tqdm(groups, desc="edits at once", leave=False, disable=None):

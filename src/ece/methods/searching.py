@@ -61,6 +61,35 @@ class Search(Protocol):
         ...
 
 
+class InAdvance:
+    """Stands for a search where facts are edited in turn: on the original weights none waits for those before it.
+
+    All facts of the batch are sought together, and each turn is given its own.
+    """
+
+    def __init__(self, search: Search, facts: Sequence[Fact]):
+        """Nothing is sought yet.
+
+        Args:
+            search: what finds the targets.
+            facts: the whole batch; a turn is a run of them.
+        """
+        self.search = search
+        self.facts = list(facts)
+        self.found: dict[tuple[int, ...], Sought] = {}
+        """By the layers of the recipe: BLUE's have targets of their own."""
+
+    def __call__(
+        self, model: Model, facts: Sequence[Fact], recipe: Recipe, warm: WarmStart, before: Sequence[str]
+    ) -> Sought:
+        """The part of what was found for the batch that is these facts'."""
+        if recipe.edited not in self.found:
+            self.found[recipe.edited] = self.search(model, self.facts, recipe, warm, before)
+        whole, first = self.found[recipe.edited], self.facts.index(facts[0])
+        part = slice(first, first + len(facts))
+        return Sought(Solved.joined([whole.solved], part), None, whole.seconds * len(facts) / len(self.facts))
+
+
 def pass_tokens(model: Model) -> int:
     """Tail tokens in one pass on the model's device."""
     return of_device(model, PASS_TOKENS)
