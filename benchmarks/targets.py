@@ -88,7 +88,7 @@ def main(
         }
     )
     shares = {}
-    subjects = prepared(model, wanted, recipe, [""])
+    subjects = prepared(model, wanted, recipe, before)
     moments, hidden = statistics(model, recipe), states(model, wanted, recipe.edited[-1])
     for name, targets in SEARCHES.items():
         if only and name not in only:

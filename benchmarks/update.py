@@ -48,20 +48,27 @@ def settings(recipe: ece.Recipe, d_ff: int) -> dict[str, ece.Recipe]:
         "lambda 10000": replace(recipe, regularise=10000.0),
         "prompts not kept": replace(recipe, keep_prompts=0.0),
         "prompts kept as facts are": replace(recipe, keep_prompts=1.0),
+        "keys of bare prompts": replace(recipe, keys="prompt", keep_contexts=0.0),
+        "mean keys": replace(recipe, keep_contexts=0.0),
         "neurons by RS, p 0.8": replace(recipe, neurons=Neurons("rs", 0.8)),
         "as many at random": replace(recipe, neurons=Neurons("random", 0.8)),
     }
 
 
 def written(
-    model: ece.Model, facts: list[ece.Fact], recipe: ece.Recipe, wanted: torch.Tensor, batch_size: int
+    model: ece.Model,
+    facts: list[ece.Fact],
+    recipe: ece.Recipe,
+    before: list[str],
+    wanted: torch.Tensor,
+    batch_size: int,
 ) -> list[ece.Delta]:
     """Write the states `wanted` `[facts, d_model]` batch after batch; the changes stay on the model."""
     kept: dict[int, torch.Tensor] = {}
     history, moments, made = ece.History(kept), statistics(model, recipe), []
     for start in range(0, len(facts), batch_size):
         part = slice(start, start + batch_size)
-        subjects = prepared(model, facts[part], recipe, [""])
+        subjects = prepared(model, facts[part], recipe, before)
         deltas, keys, around = spread(model, recipe, subjects, wanted[part], moments, history)
         model.overlay.push(model, deltas)
         made.append(deltas)
@@ -88,7 +95,8 @@ def main(
     evaluated = benchmark.part(first, first + facts, every)
     recipe = as_recipe("ece").with_options(dict(option.split("=", 1) for option in set or []))
     recipe = with_layers(model, chosen, recipe)
-    solved = search(model, chosen, recipe, ece.History().warm, written_contexts(model)).solved
+    before = written_contexts(model)
+    solved = search(model, chosen, recipe, ece.History().warm, before).solved
     wanted = states(model, chosen, recipe.edited[-1]) + solved.delta
     unedited = evaluated.evaluate(model)
     base = evaluated.summary(unedited)
@@ -100,7 +108,7 @@ def main(
     compared = settings(recipe, model.d_ff) | {Path(name).name: replace(recipe, corpus=name) for name in text or []}
     asked = {n: s for n, s in compared.items() if not only or any(part in n for part in only)}
     for name, setting in asked.items():
-        made = written(model, chosen, setting, wanted, batch_size)
+        made = written(model, chosen, setting, before, wanted, batch_size)
         quality = evaluated.summary(evaluated.evaluate(model), unedited)
         missed = (states(model, chosen, recipe.edited[-1]) - wanted).norm(dim=1) / solved.delta.norm(dim=1)
         for deltas in reversed(made):

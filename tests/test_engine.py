@@ -400,6 +400,24 @@ def test_whole_prompts_are_kept(tiny: Model, more_facts: list[Fact]):
     torch.testing.assert_close(History.of(tiny, [made]).moments[layer], own.T @ own + around.T @ around)
 
 
+@pytest.mark.parametrize("keys", ["contexts", "mean"])
+def test_what_contexts_change_in_a_key_is_kept(tiny: Model, more_facts: list[Fact], keys: Any):
+    """At 1 the update is the least squares over each context's key on its own, and so is what later batches keep."""
+    before, recipe = ["", *make.OPENINGS[1:3]], replace(ONE_LAYER, contexts=2, keys=keys, keep_contexts=1.0)
+    made = edit(tiny, more_facts, recipe, before=before)
+    (layer,) = made.manifest.layers
+    every = torch.stack([torch.stack([reference.key(tiny, f, layer, text) for text in before]) for f in more_facts])
+    share = torch.full((3,), 1 / 3) if keys == "mean" else torch.tensor([0.5, 0.25, 0.25])
+    weighted = (every * share.sqrt()[:, None]).flatten(0, 1).double()
+    moment = weighted.T @ weighted
+    torch.testing.assert_close(History.of(tiny, [made]).moments[layer], moment, rtol=1e-4, atol=1e-5)
+
+    system = recipe.regularise * statistics(tiny, recipe)[layer].double() + moment
+    residuals = made.deltas[layer].left.double().repeat_interleave(3, 1) * share.sqrt().double().repeat(len(more_facts))
+    wanted = torch.linalg.solve(system, weighted.T @ residuals.T).T
+    assert reference.relative(dense(made, layer, tiny), wanted) < 1e-3
+
+
 @pytest.mark.parametrize("residual", ["prompt", "key"])
 @pytest.mark.parametrize("evenly", [False, True])
 def test_many_passes_read_what_one_reads(

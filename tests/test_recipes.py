@@ -148,7 +148,7 @@ def test_the_shared_engine_gives_the_bits_it_gave(name: str, more_facts: list[Fa
             kept = recipe.regularise * shrunk(statistic[layer], recipe.shrink)
             if recipe.history:
                 kept += history.moments[layer]
-            if recipe.keep_prompts:
+            if recipe.keeps_more:
                 kept += read.around.double().T @ read.around.double()
             change = rounded(least_squares(kept, read.key, residual, made.deltas[layer].neurons))
             assert torch.equal(change.left, made.deltas[layer].left)

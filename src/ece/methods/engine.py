@@ -212,7 +212,7 @@ def _reached(bench: Bench, facts: Sequence[Fact], recipe: Recipe, history: Histo
         nothing = {layer: LowRank.nothing(model.weight(layer)) for layer in recipe.edited}
         keys = {layer: model.weight(layer).new_zeros(0, model.d_ff) for layer in recipe.edited}
         none = solved.delta[good]
-        return Reached(nothing, keys, dict(keys) if recipe.keep_prompts else {}, none, none, solved, clusters)
+        return Reached(nothing, keys, dict(keys) if recipe.keeps_more else {}, none, none, solved, clusters)
 
     edited, delta = [facts[i] for i in good], solved.delta[good]
     with searched_on(model, recipe):

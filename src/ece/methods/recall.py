@@ -28,11 +28,13 @@ def recipe_of(manifest: Manifest, options: Mapping[str, Any] | None = None) -> R
     Raises:
         UserError: the method is not a recipe, or has options that this version does not know.
     """
-    known = METHODS.get(manifest.method, Recipe(manifest.method, "", "", PerFact()))
+    bare = Recipe(manifest.method, "", "", PerFact())
+    known = METHODS.get(manifest.method, bare)
     options = options or manifest.options | {"layers": manifest.layers}
     if not isinstance(known, Recipe):
         raise UserError(f"{manifest.method}: its edits cannot be solved again; take out the batches that came last")
     try:
+        options = bare.options() | dict(options)  # what is younger than the edit has the value that changes nothing
         recipe = restored(known, options)
     except (UserError, TypeError) as error:
         raise UserError(
@@ -66,7 +68,7 @@ def with_keys(model: Model, edit: Edit) -> Edit:
     with model.overlay.trial(model) as lay:
         for layer, read in subjects.along(edit.manifest.layers):
             keys[layer] = read.key
-            if recipe.keep_prompts:
+            if recipe.keeps_more:
                 around[layer] = read.around
             lay({layer: edit.deltas[layer]})
     return dataclasses.replace(edit, keys=keys, around=around)

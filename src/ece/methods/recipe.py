@@ -160,6 +160,11 @@ class Recipe:
     """How much the keys of the prompts' tokens before the subject's last count beside the facts' own, now and in later
     batches (0: not at all): what later tokens read there by attention then stays what it was when the edit was made."""
 
+    keep_contexts: Annotated[float, Field(ge=0)] = 0.0
+    """How much what a context changes in a fact's key counts beside the key, which is then a mean over contexts (0: not
+    at all), now and in later batches: at 1 the fact is written by least squares after each context, not after their
+    average."""
+
     corpus: str = DEFAULT_CORPUS
     """The text that E[kk^T] is taken over."""
 
@@ -195,6 +200,11 @@ class Recipe:
         times = ", for each of two layers" if self.spread.own_targets else ""
         sweeps = f", ≤ {self.rounds.at_most} sweeps" if self.rounds.at_most > 1 else ""
         return f"{search}{times}{sweeps}; solved {'fact by fact' if self.at_once == 1 else 'once a batch'}"
+
+    @property
+    def keeps_more(self) -> bool:
+        """Whether other keys than the facts' own are kept."""
+        return bool(self.keep_prompts or self.keep_contexts)
 
     @property
     def recallable(self) -> bool:

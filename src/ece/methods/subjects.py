@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -61,7 +61,8 @@ class Read:
     """`[facts, d_model]`: the state that an edit is to change"""
 
     around: Tensor
-    """`[positions, d_ff]`: of each different beginning before a subject's last token, times the root of its weight"""
+    """`[positions, d_ff]`: what else is kept, times the root of its weight: the keys of each different beginning of a
+    bare prompt before its subject's last token, and how the facts' keys differ from their means over contexts"""
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,10 @@ class Subjects:
 
     facts: int
     around: float
-    """How much a key of `Read.around` counts; 0: there are none"""
+    """How much a beginning's key counts in `Read.around`; 0: there are none"""
+
+    apart: float
+    """How much a key's difference from its fact's mean does; 0: there are none"""
 
     @classmethod
     @torch.no_grad()
@@ -92,6 +96,7 @@ class Subjects:
         *,
         evenly: bool = False,
         around: float = 0.0,
+        apart: float = 0.0,
     ) -> Subjects:
         """Run everything below layer `first`.
 
@@ -101,12 +106,13 @@ class Subjects:
             first: the first edited layer.
             before: contexts, the empty one first; several average keys as MEMIT does.
             evenly: or as a plain mean.
-            around: how much each key of `Read.around` counts; at 0 there are none.
+            around: how much the key of each beginning of a bare prompt counts in `Read.around`; at 0 there are none.
+            apart: how much a fact's keys do there, less their mean.
         """
         texts = [locate(model, fact.prompt, fact.subject, before=text) for fact in facts for text in before]
         ids = [text.ids[: text.subject_last + 1] for text in texts]
-        earlier = list(_beginnings(ids).values()) if around else []
         bare = set(range(0, len(ids), len(before)))
+        earlier = list(_beginnings({row: ids[row] for row in sorted(bare)}).values()) if around else []
         budget = of_device(model, PASS_TOKENS)
         made: list[Pass] = []
         for kind in (sorted(bare), [row for row in range(len(ids)) if row not in bare]):
@@ -118,7 +124,8 @@ class Subjects:
         others = len(before) - 1
         shares = [0.5] + [0.5 / others] * others if others and not evenly else [1 / len(before)] * len(before)
         entering = tuple(each.replay.run(each.replay.embedded, 0, first) for each in made)
-        return cls(model, tuple(made), entering, torch.tensor(shares * len(facts)), len(facts), around)
+        share = torch.tensor(shares * len(facts))
+        return cls(model, tuple(made), entering, share, len(facts), around, apart if others else 0.0)
 
     def run(self, entering: Hidden, start: int, stop: int) -> Hidden:
         """Taken from the input of layer `start` to that of `stop`."""
@@ -166,21 +173,29 @@ class Subjects:
             found = captured[layer][row, position].float()
             around[place] = found * (self.around * count).to(found).sqrt()[:, None]
         now = self.averaged(states) if residual == "key" else self.of_bare(states)
-        return Read(self.averaged(keys), self.of_bare(keys), now, around)
+        key = self.averaged(keys)
+        if self.apart:
+            around = torch.cat([around, self.differences(keys, key)])
+        return Read(key, self.of_bare(keys), now, around)
 
     def averaged(self, rows: Tensor) -> Tensor:
         """`[facts, width]` of `[rows, width]`: over contexts."""
         return (rows * self.share.to(rows)[:, None]).unflatten(0, (self.facts, -1)).sum(1)
+
+    def differences(self, rows: Tensor, mean: Tensor) -> Tensor:
+        """`[rows, width]`: of `rows` from their facts' `mean` `[facts, width]`, times the roots of their weights."""
+        weight = (self.apart * self.share).to(rows)
+        return (rows - mean.repeat_interleave(len(rows) // self.facts, 0)) * weight.sqrt()[:, None]
 
     def of_bare(self, rows: Tensor) -> Tensor:
         """`[facts, width]` of `[rows, width]`: the bare prompts'."""
         return rows.unflatten(0, (self.facts, -1))[:, 0]
 
 
-def _beginnings(rows: Sequence[Sequence[int]]) -> dict[tuple[int, ...], list[int]]:
+def _beginnings(rows: Mapping[int, Sequence[int]]) -> dict[tuple[int, ...], list[int]]:
     """Every different beginning that ends before a row's last token: a row that has it, its end, how many have it."""
     found: dict[tuple[int, ...], list[int]] = {}
-    for row, ids in enumerate(rows):
+    for row, ids in rows.items():
         for position in range(len(ids) - 1):
             found.setdefault(tuple(ids[: position + 1]), [row, position, 0])[2] += 1
     return found
@@ -206,8 +221,9 @@ def _output(model: Model, replay: Replay, entering: Tensor, first: int, last: in
 def prepared(model: Model, facts: Sequence[Fact], recipe: Recipe, before: Sequence[str]) -> Subjects:
     """The facts' prompts, alone or after contexts, as the recipe takes its keys from."""
     seen = [""] if recipe.keys == "prompt" else before[: 1 + recipe.contexts]
-    evenly, around = recipe.keys == "mean", recipe.keep_prompts
-    return Subjects.prepare(model, facts, recipe.edited[0], seen, evenly=evenly, around=around)
+    around, apart = recipe.keep_prompts, recipe.keep_contexts
+    evenly = recipe.keys == "mean"
+    return Subjects.prepare(model, facts, recipe.edited[0], seen, evenly=evenly, around=around, apart=apart)
 
 
 def states(model: Model, facts: Sequence[Fact], layer: int, site: Site = "layer") -> Tensor:

@@ -57,7 +57,7 @@ def swept(
         read = dict(subjects.along(recipe.edited))
     nothing = {layer: LowRank.nothing(model.weight(layer)) for layer in recipe.edited}
     deltas = {layer: combined([change[layer] for change in [nothing, *changes]]) for layer in recipe.edited}
-    around = {layer: of.around for layer, of in read.items()} if recipe.keep_prompts else {}
+    around = {layer: of.around for layer, of in read.items()} if recipe.keeps_more else {}
     return deltas, {layer: of.key for layer, of in read.items()}, around
 
 
@@ -91,7 +91,7 @@ def spread(
             kept = recipe.regularise * shrunk(moments[layer], recipe.shrink)
             if recipe.history and layer in history.moments:
                 kept += history.moments[layer]
-            if recipe.keep_prompts:
+            if recipe.keeps_more:
                 around[layer] = read.around
                 kept += read.around.double().T @ read.around.double()
             change = recipe.solve(Writing(key, read.bare, residual.to(key.device), neurons, kept, moments[layer]))
