@@ -48,8 +48,8 @@ def settings(recipe: ece.Recipe, d_ff: int) -> dict[str, ece.Recipe]:
         "lambda 10000": replace(recipe, regularise=10000.0),
         "prompts not kept": replace(recipe, keep_prompts=0.0),
         "prompts kept as facts are": replace(recipe, keep_prompts=1.0),
-        "keys of bare prompts": replace(recipe, keys="prompt", keep_contexts=0.0),
-        "mean keys": replace(recipe, keep_contexts=0.0),
+        "mean keys": replace(recipe, keys="contexts"),
+        "every context's keys": replace(recipe, keys="contexts", keep_contexts=1.0),
         "neurons by RS, p 0.8": replace(recipe, neurons=Neurons("rs", 0.8)),
         "as many at random": replace(recipe, neurons=Neurons("random", 0.8)),
     }

@@ -21,6 +21,7 @@ from ece.locate.scores import select
 from ece.methods import engine, subjects
 from ece.methods.engine import edit, edit_in_sequence
 from ece.methods.history import History
+from ece.methods.recall import recipe_of
 from ece.methods.recipe import Neurons, PerFact, Recipe, TwoStep
 from ece.methods.subjects import activations
 from ece.methods.writing import statistics
@@ -416,6 +417,19 @@ def test_what_contexts_change_in_a_key_is_kept(tiny: Model, more_facts: list[Fac
     residuals = made.deltas[layer].left.double().repeat_interleave(3, 1) * share.sqrt().double().repeat(len(more_facts))
     wanted = torch.linalg.solve(system, weighted.T @ residuals.T).T
     assert reference.relative(dense(made, layer, tiny), wanted) < 1e-3
+
+
+def test_contexts_cannot_be_kept_where_keys_have_none(tiny_llama: Model, facts: list[Fact]):
+    with pytest.raises(UserError, match="set keys=contexts"):
+        quickly(tiny_llama, facts, replace(ONE_LAYER, keep_contexts=1.0))
+
+
+def test_an_edit_from_before_an_option_is_read_as_made_without_it(tiny_llama: Model, facts: list[Fact]):
+    made = edit(tiny_llama, facts, replace(ONE_LAYER, name="memit", history=False), before=BEFORE)
+    older = made.manifest.model_copy(update={"options": dict(made.manifest.options)})
+    del older.options["keep_contexts"]
+    assert recipe_of(older) == recipe_of(made.manifest)
+    assert recipe_of(older).keep_contexts == 0
 
 
 @pytest.mark.parametrize("residual", ["prompt", "key"])

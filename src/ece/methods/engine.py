@@ -289,8 +289,10 @@ def with_layers(model: Model, facts: Sequence[Fact], recipe: Recipe, earlier: It
             enough for the recipe: it keeps to layers whose earlier facts it knows.
 
     Raises:
-        UserError: the model has no such layers.
+        UserError: the model has no such layers, or options do not go together.
     """
+    if recipe.keep_contexts and recipe.keys == "prompt":
+        raise UserError("keep_contexts: with keys=prompt there are no keys after contexts; set keys=contexts as well")
     kept = tuple(sorted(earlier))
     enough = len(recipe.spread.written(tuple(range(window_of(len(model.layers))))))
     if isinstance(recipe.layers, str) and len(kept) >= enough:
