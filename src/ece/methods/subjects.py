@@ -111,11 +111,11 @@ class Subjects:
         """
         texts = [locate(model, fact.prompt, fact.subject, before=text) for fact in facts for text in before]
         ids = [text.ids[: text.subject_last + 1] for text in texts]
-        bare = set(range(0, len(ids), len(before)))
-        earlier = list(_beginnings({row: ids[row] for row in sorted(bare)}).values()) if around else []
+        bare = range(0, len(ids), len(before))
+        earlier = list(_beginnings({row: ids[row] for row in bare}).values()) if around else []
         budget = of_device(model, PASS_TOKENS)
         made: list[Pass] = []
-        for kind in (sorted(bare), [row for row in range(len(ids)) if row not in bare]):
+        for kind in (bare, [row for row in range(len(ids)) if row not in bare]):
             for group in passes([len(ids[row]) for row in kind], budget):
                 rows = [kind[i] for i in group]
                 replay = record(model, *padded([ids[row] for row in rows], model.device))
