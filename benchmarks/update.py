@@ -23,7 +23,7 @@ from ece.methods.engine import with_layers, written_contexts
 from ece.methods.recipe import Neurons
 from ece.methods.registry import as_recipe
 from ece.methods.searching import search
-from ece.methods.subjects import prepared, states
+from ece.methods.subjects import prepared, states, wanted
 from ece.methods.writing import spread, statistics
 
 SHOWN = (
@@ -49,7 +49,7 @@ def settings(recipe: ece.Recipe, d_ff: int) -> dict[str, ece.Recipe]:
         "prompts not kept": replace(recipe, keep_prompts=0.0),
         "prompts kept as facts are": replace(recipe, keep_prompts=1.0),
         "mean keys": replace(recipe, keys="contexts"),
-        "every context's keys": replace(recipe, keys="contexts", keep_contexts=1.0),
+        "written after contexts": replace(recipe, write_contexts=2),
         "neurons by RS, p 0.8": replace(recipe, neurons=Neurons("rs", 0.8)),
         "as many at random": replace(recipe, neurons=Neurons("random", 0.8)),
     }
@@ -60,16 +60,19 @@ def written(
     facts: list[ece.Fact],
     recipe: ece.Recipe,
     before: list[str],
-    wanted: torch.Tensor,
+    hidden: torch.Tensor,
+    delta: torch.Tensor,
     batch_size: int,
 ) -> list[ece.Delta]:
-    """Write the states `wanted` `[facts, d_model]` batch after batch; the changes stay on the model."""
+    """Write the states h + delta `[facts, d_model]` batch after batch; the changes stay on the model."""
     kept: dict[int, torch.Tensor] = {}
     history, moments, made = ece.History(kept), statistics(model, recipe), []
     for start in range(0, len(facts), batch_size):
         part = slice(start, start + batch_size)
+        with model.overlay.suspended(model):
+            targets = wanted(model, facts[part], recipe, before, hidden[part], delta[part])
         subjects = prepared(model, facts[part], recipe, before)
-        deltas, keys, around = spread(model, recipe, subjects, wanted[part], moments, history)
+        deltas, keys, around = spread(model, recipe, subjects, targets, moments, history)
         model.overlay.push(model, deltas)
         made.append(deltas)
         for layer, rows in [*keys.items(), *around.items()]:
@@ -97,20 +100,21 @@ def main(
     recipe = with_layers(model, chosen, recipe)
     before = written_contexts(model)
     solved = search(model, chosen, recipe, ece.History().warm, before).solved
-    wanted = states(model, chosen, recipe.edited[-1]) + solved.delta
+    hidden = states(model, chosen, recipe.edited[-1])
     unedited = evaluated.evaluate(model)
     base = evaluated.summary(unedited)
     shown = [name for name in SHOWN if name in evaluated.summary(unedited, unedited)]
     rows = [{"setting": "unedited"} | {name: str(base.get(name, "")) for name in shown} | {"missed": ""}]
     found: dict[str, object] = {"unedited": {name: vars(mean) for name, mean in base.items()}, "facts": facts}
     found |= {"set": set or [], "layers": recipe.edited, "nll": float(solved.nll.mean())}
-    found["step"] = float((solved.delta.norm(dim=1) / (wanted - solved.delta).norm(dim=1)).mean())
+    found["step"] = float((solved.delta.norm(dim=1) / hidden.norm(dim=1)).mean())
     compared = settings(recipe, model.d_ff) | {Path(name).name: replace(recipe, corpus=name) for name in text or []}
     asked = {n: s for n, s in compared.items() if not only or any(part in n for part in only)}
     for name, setting in asked.items():
-        made = written(model, chosen, setting, before, wanted, batch_size)
+        made = written(model, chosen, setting, before, hidden, solved.delta, batch_size)
         quality = evaluated.summary(evaluated.evaluate(model), unedited)
-        missed = (states(model, chosen, recipe.edited[-1]) - wanted).norm(dim=1) / solved.delta.norm(dim=1)
+        missed = (states(model, chosen, recipe.edited[-1]) - hidden - solved.delta).norm(dim=1)
+        missed /= solved.delta.norm(dim=1)
         for deltas in reversed(made):
             model.overlay.remove(model, deltas)
         rows.append({"setting": name} | {metric: str(quality[metric]) for metric in shown})

@@ -70,9 +70,10 @@ def run_hooked(model: Model, ids: Sequence[int], layer: int, position: int, delt
 
 
 @torch.no_grad()
-def hidden_state(model: Model, fact: Fact, layer: int) -> Tensor:
-    """H: the layer's output at the subject's last token, after the bare prompt."""
-    return run_hooked(model, token_ids(model, fact.question), layer, subject_position(model, fact), None)["hidden"]
+def hidden_state(model: Model, fact: Fact, layer: int, before: str = "") -> Tensor:
+    """H: the layer's output at the subject's last token."""
+    position = subject_position(model, fact, before)
+    return run_hooked(model, token_ids(model, before + fact.question), layer, position, None)["hidden"]
 
 
 @torch.no_grad()
@@ -266,6 +267,13 @@ def least_squares(kept: Any, keys: Any, residuals: Any) -> Array:
     """
     c, k, r = (np.asarray(x, dtype=np.float64) for x in (kept, keys, residuals))
     return r @ k.T @ np.linalg.inv(c + k @ k.T)
+
+
+def of_rank(change: Any, system: Any, rank: int) -> Tensor:
+    """The D of a rank for which `|(D - change) system^(1/2)|` is least: the first singular vectors of the whitened."""
+    whitening = np.linalg.cholesky(np.asarray(system, dtype=np.float64))
+    left, values, right = np.linalg.svd(np.asarray(change, dtype=np.float64) @ whitening, full_matrices=False)
+    return torch.from_numpy((left[:, :rank] * values[:rank]) @ right[:rank] @ np.linalg.inv(whitening))
 
 
 # --- the solves of other papers; facts are columns

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from ece.models import Model
 from ece.models.replay import keys_captured
 from ece.models.tokens import locate
 from ece.targets.descent import Adam, LogOdds
-from ece.update.spread import Spread
+from ece.update.spread import Rounds, Spread
 
 QUICK = Recipe("quick", "", "", PerFact(Adam(steps=4)), layers=(1, 2), tokens=512, contexts=1)
 ONE_LAYER = replace(QUICK, layers=(2,), regularise=1e-4)
@@ -401,55 +401,72 @@ def test_whole_prompts_are_kept(tiny: Model, more_facts: list[Fact]):
     torch.testing.assert_close(History.of(tiny, [made]).moments[layer], own.T @ own + around.T @ around)
 
 
-@pytest.mark.parametrize("keys", ["contexts", "mean"])
-def test_what_contexts_change_in_a_key_is_kept(tiny: Model, more_facts: list[Fact], keys: Any):
-    """At 1 the update is the least squares over each context's key on its own, and so is what later batches keep."""
-    before, recipe = ["", *make.OPENINGS[1:3]], replace(ONE_LAYER, contexts=2, keys=keys, keep_contexts=1.0)
-    made = edit(tiny, more_facts, recipe, before=before)
-    (layer,) = made.manifest.layers
-    every = torch.stack([torch.stack([reference.key(tiny, f, layer, text) for text in before]) for f in more_facts])
-    share = torch.full((3,), 1 / 3) if keys == "mean" else torch.tensor([0.5, 0.25, 0.25])
-    weighted = (every * share.sqrt()[:, None]).flatten(0, 1).double()
-    moment = weighted.T @ weighted
-    torch.testing.assert_close(History.of(tiny, [made]).moments[layer], moment, rtol=1e-4, atol=1e-5)
+def test_contexts_are_written_each_towards_its_own_target(tiny: Model, more_facts: list[Fact]):
+    """The second batch finds every context's state moved by the first, each by another amount."""
+    before, count, history = ["", *make.OPENINGS[1:4]], 0.6, History()
+    recipe = replace(ONE_LAYER, write_contexts=2, contexts_weight=count, targets_from="original")
+    system = recipe.regularise * statistics(tiny, recipe)[2].double()
 
-    system = recipe.regularise * statistics(tiny, recipe)[layer].double() + moment
-    residuals = made.deltas[layer].left.double().repeat_interleave(3, 1) * share.sqrt().double().repeat(len(more_facts))
-    wanted = torch.linalg.solve(system, weighted.T @ residuals.T).T
-    assert reference.relative(dense(made, layer, tiny), wanted) < 1e-3
+    def read(facts: list[Fact], what: Callable[..., Tensor]) -> Tensor:
+        """Bare prompts first, then the contexts of each fact."""
+        rows = [what(tiny, fact, 2, "") for fact in facts]
+        rows += [what(tiny, fact, 2, text) for fact in facts for text in before[1:3]]
+        return torch.stack(rows).double()
+
+    for facts in (more_facts[:3], more_facts[3:]):
+        made = edit(tiny, facts, recipe, history, before=before)
+        root = torch.tensor([1.0] * len(facts) + [count / 2] * 2 * len(facts)).double().sqrt()[:, None]
+        with tiny.overlay.suspended(tiny):
+            keys, goal = read(facts, reference.key) * root, read(facts, reference.hidden_state)
+        goal += torch.cat([made.delta, made.delta.repeat_interleave(2, 0)]).double()
+        residuals = (goal - read(facts, reference.hidden_state)) * root
+        best = torch.from_numpy(reference.least_squares(system, keys.T, residuals.T))
+        system += keys.T @ keys
+        assert made.deltas[2].left.shape[1] == len(facts)
+        assert reference.relative(dense(made, 2, tiny), reference.of_rank(best, system, len(facts))) < 2e-3
+        made.apply(tiny)
+        history.add(tiny, made)
+        moment = recipe.regularise * statistics(tiny, recipe)[2].double() + history.moments[2]
+        torch.testing.assert_close(moment, system, rtol=1e-4, atol=1e-5)
 
 
-def test_contexts_cannot_be_kept_where_keys_have_none(tiny_llama: Model, facts: list[Fact]):
-    with pytest.raises(UserError, match="set keys=contexts"):
-        quickly(tiny_llama, facts, replace(ONE_LAYER, keep_contexts=1.0))
+@pytest.mark.parametrize("options", [{"keys": "contexts"}, {"rounds": Rounds(at_most=2)}])
+def test_contexts_are_written_with_the_bare_prompts_key_in_one_sweep(
+    tiny_llama: Model, facts: list[Fact], options: dict[str, Any]
+):
+    with pytest.raises(UserError, match="write_contexts goes with keys=prompt and one sweep"):
+        quickly(tiny_llama, facts, replace(ONE_LAYER, write_contexts=1, **options))
 
 
 def test_an_edit_from_before_an_option_is_read_as_made_without_it(tiny_llama: Model, facts: list[Fact]):
     made = edit(tiny_llama, facts, replace(ONE_LAYER, name="memit", history=False), before=BEFORE)
-    older = made.manifest.model_copy(update={"options": dict(made.manifest.options)})
-    del older.options["keep_contexts"]
+    older = made.manifest.model_copy(update={"options": made.manifest.options | {"gone": 0.0}})
+    del older.options["write_contexts"]
     assert recipe_of(older) == recipe_of(made.manifest)
-    assert recipe_of(older).keep_contexts == 0
+    assert recipe_of(older).write_contexts == 0
+    older.options["gone"] = 1.0
+    with pytest.raises(UserError, match="gone"):
+        recipe_of(older)
 
 
 @pytest.mark.parametrize("residual", ["prompt", "key"])
-@pytest.mark.parametrize("evenly", [False, True])
+@pytest.mark.parametrize("weights", [{}, {"evenly": True}, {"beside": 0.5}])
 def test_many_passes_read_what_one_reads(
-    tiny: Model, more_facts: list[Fact], monkeypatch: pytest.MonkeyPatch, residual: Any, evenly: bool
+    tiny: Model, more_facts: list[Fact], monkeypatch: pytest.MonkeyPatch, residual: Any, weights: dict[str, Any]
 ):
     """Rows of like length are read together; how they are dealt out does not matter."""
     before = ["", "The day was fine and long. ", "I see. "]
 
     def read(budget: int) -> tuple[int, dict[int, subjects.Read]]:
         monkeypatch.setitem(subjects.PASS_TOKENS, "cpu", budget)
-        found = subjects.Subjects.prepare(tiny, more_facts, 1, before, evenly=evenly, around=1.0)
+        found = subjects.Subjects.prepare(tiny, more_facts, 1, before, **weights, around=1.0)
         return len(found.passes), dict(found.along([1, 2], 2, "layer", residual))
 
     (few, whole), (many, parts) = read(100_000), read(1)
-    assert few == 2  # bare prompts, and those after contexts
+    assert few == len(before)  # bare prompts, and those after each context
     assert many == len(more_facts) * len(before)
     for layer, one in whole.items():
-        for name in ("key", "bare", "now", "around"):
+        for name in ("key", "bare", "beside", "now", "around"):
             assert torch.allclose(getattr(parts[layer], name), getattr(one, name), atol=1e-5), name
         assert len(one.around) > 0
 

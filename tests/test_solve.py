@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ece.errors import UserError
 from ece.models import LowRank
-from ece.update.solve import least_squares, positive_solve, shrunk
+from ece.update.solve import least_squares, positive_solve, reduced, shrunk
 
 quick = settings(max_examples=40, deadline=None, derandomize=True)
 SHAPES = st.tuples(st.integers(2, 12), st.integers(1, 6), st.integers(1, 7), st.integers(0, 10_000))
@@ -64,6 +64,25 @@ def test_minimises_the_penalised_squares():
     for seed in range(5):
         nudge = torch.randn(4, 8, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
         assert objective(best) < objective(best + 1e-2 * nudge)
+
+
+@pytest.mark.parametrize("rank", [1, 3])
+def test_the_best_change_of_a_lower_rank(rank: int):
+    kept, keys, residuals = problem(8, 5, 6, seed=6)
+    neurons = torch.tensor([0, 1, 3, 4, 6, 7])
+    solved = least_squares(kept, keys, residuals, neurons)
+    found = reduced(solved, keys, rank)
+    assert found.left.shape == (5, rank)
+    chosen = keys.double()[:, neurons]
+    system = kept[neurons][:, neurons].double() + chosen.T @ chosen
+    wanted = reference.of_rank(solved.left.double() @ solved.right.double(), system, rank)
+    assert reference.relative(found.left.double() @ found.right.double(), wanted) < 1e-5
+
+
+def test_a_change_of_low_rank_stays_as_it_is():
+    kept, keys, residuals = problem(8, 5, 3, seed=6)
+    solved = least_squares(kept, keys, residuals, torch.arange(8))
+    assert reduced(solved, keys, 3) is solved
 
 
 def ill_conditioned(n: int, aligned: bool) -> Tensor:

@@ -25,7 +25,7 @@ from ece.methods.recall import recalled_history
 from ece.methods.recipe import PerFact, Recipe
 from ece.methods.registry import method
 from ece.methods.searching import InAdvance, Search, pass_tokens, search, searched_on
-from ece.methods.subjects import states
+from ece.methods.subjects import states, wanted
 from ece.methods.writing import statistics, swept
 from ece.models import Delta, LowRank, Model
 from ece.targets.clusters import Clusters
@@ -33,6 +33,7 @@ from ece.targets.contexts import contexts
 from ece.targets.descent import Solved
 from ece.targets.warm import WarmStart
 from ece.update.after import combined
+from ece.update.spread import Rounds
 from ece.update.statistics import statistics_key
 
 log = logging.getLogger(__name__)
@@ -217,9 +218,9 @@ def _reached(bench: Bench, facts: Sequence[Fact], recipe: Recipe, history: Histo
     edited, delta = [facts[i] for i in good], solved.delta[good]
     with searched_on(model, recipe):
         hidden = states(model, edited, recipe.edited[-1], recipe.site)
-    wanted = hidden + delta.to(hidden)
+        targets = wanted(model, edited, recipe, bench.before, hidden, delta)
     with memory_returned():
-        deltas, keys, around = swept(model, recipe, edited, bench.before, wanted, bench.moments, history)
+        deltas, keys, around = swept(model, recipe, edited, bench.before, targets, bench.moments, history)
     bench.phases.end("update")
     return Reached(deltas, keys, around, hidden, delta, solved, clusters)
 
@@ -291,8 +292,8 @@ def with_layers(model: Model, facts: Sequence[Fact], recipe: Recipe, earlier: It
     Raises:
         UserError: the model has no such layers, or options do not go together.
     """
-    if recipe.keep_contexts and recipe.keys == "prompt":
-        raise UserError("keep_contexts: with keys=prompt there are no keys after contexts; set keys=contexts as well")
+    if recipe.write_contexts and (recipe.keys != "prompt" or recipe.rounds != Rounds()):
+        raise UserError("write_contexts goes with keys=prompt and one sweep over the layers (rounds.at_most=1)")
     kept = tuple(sorted(earlier))
     enough = len(recipe.spread.written(tuple(range(window_of(len(model.layers))))))
     if isinstance(recipe.layers, str) and len(kept) >= enough:

@@ -34,7 +34,8 @@ def recipe_of(manifest: Manifest, options: Mapping[str, Any] | None = None) -> R
     if not isinstance(known, Recipe):
         raise UserError(f"{manifest.method}: its edits cannot be solved again; take out the batches that came last")
     try:
-        options = bare.options() | dict(options)  # what is younger than the edit has the value that changes nothing
+        # what is younger than the edit has the value that changes nothing; what is gone may be missing where it had it
+        options = bare.options() | {name: value for name, value in options.items() if value or name in bare.options()}
         recipe = restored(known, options)
     except (UserError, TypeError) as error:
         raise UserError(
@@ -69,7 +70,7 @@ def with_keys(model: Model, edit: Edit) -> Edit:
         for layer, read in subjects.along(edit.manifest.layers):
             keys[layer] = read.key
             if recipe.keeps_more:
-                around[layer] = read.around
+                around[layer] = torch.cat([read.around, read.beside])
             lay({layer: edit.deltas[layer]})
     return dataclasses.replace(edit, keys=keys, around=around)
 

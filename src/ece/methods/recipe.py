@@ -160,10 +160,12 @@ class Recipe:
     """How much the keys of the prompts' tokens before the subject's last count beside the facts' own, now and in later
     batches (0: not at all): what later tokens read there by attention then stays what it was when the edit was made."""
 
-    keep_contexts: Annotated[float, Field(ge=0)] = 0.0
-    """How much what a context changes in a fact's key counts beside the key, which is then a mean over contexts (0: not
-    at all), now and in later batches: at 1 the fact is written by least squares after each context, not after their
-    average."""
+    write_contexts: Annotated[int, Field(ge=0, le=5)] = 0
+    """After how many of the contexts what is sought is written too, besides the bare prompt: after each of them towards
+    the target state that the fact has there."""
+
+    contexts_weight: Annotated[float, Field(gt=0)] = 0.25
+    """How much they count together, beside the bare prompt, in what is written and in what later batches keep."""
 
     corpus: str = DEFAULT_CORPUS
     """The text that E[kk^T] is taken over."""
@@ -204,7 +206,7 @@ class Recipe:
     @property
     def keeps_more(self) -> bool:
         """Whether other keys than the facts' own are kept."""
-        return bool(self.keep_prompts or self.keep_contexts)
+        return bool(self.keep_prompts or self.write_contexts)
 
     @property
     def recallable(self) -> bool:

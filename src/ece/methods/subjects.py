@@ -13,28 +13,32 @@ from ece.facts import Fact
 from ece.locate.scores import activation_score
 from ece.methods.recipe import Recipe
 from ece.models import Model
-from ece.models.replay import Replay, keys_captured, of_device, padded, parts_captured, passes, record
+from ece.models.replay import Replay, keys_captured, led, of_device, parts_captured, passes
+from ece.models.tails import shared
 from ece.models.tokens import locate
 from ece.targets.loss import Site
 
 PASS_TOKENS = {"cpu": 1024, "other": 16_384}
 """Tokens in one pass, padding included."""
 
-Hidden = tuple[Tensor, ...]
-"""What enters a layer, by pass `[rows, positions, d_model]`."""
+Entering = tuple[Tensor, Tensor | None]
+"""What enters a layer: in a pass' rows `[rows, positions, d_model]`, and in what they begin with `[1, positions,
+d_model]`."""
 
 
 @dataclass(frozen=True)
 class Pass:
-    """Rows of like length, which are run together."""
+    """Rows of like length, which are run together; what all of them begin with is run once."""
 
     replay: Replay
+    lead: Replay | None
+    """Of the beginning, where they have one: its past remembers what attention reads there."""
 
     rows: Tensor
     """`[rows]`: their numbers among all"""
 
     last: Tensor
-    """`[rows]`: position of the subject's last token"""
+    """`[rows]`: position of the subject's last token, behind the beginning"""
 
     bare: bool
     """Whether these are the prompts alone; otherwise they follow contexts."""
@@ -45,6 +49,16 @@ class Pass:
     def at_subject(self, states: Tensor) -> Tensor:
         """`[rows, width]`, float32: the states at the subjects' last tokens."""
         return states[torch.arange(len(states)), self.last.to(states.device)].float()
+
+    def run(self, entering: Entering, start: int, stop: int) -> Entering:
+        """Taken from the input of layer `start` to that of `stop`."""
+        rows, lead = entering
+        if self.lead is not None and lead is not None:
+            lead = self.lead.run(lead, start, stop)
+            for layer, states in (self.lead.past.seen or {}).items():
+                key, value = (each.expand(len(rows), -1, -1, -1) for each in states)
+                self.replay.past.states[layer] = key, value
+        return self.replay.run(rows, start, stop), lead
 
 
 @dataclass(frozen=True)
@@ -57,12 +71,16 @@ class Read:
     bare: Tensor
     """`[facts, d_ff]`: the bare prompts' keys"""
 
+    beside: Tensor
+    """`[facts x contexts, d_ff]`: the keys after each context, where they are written too, times the root of their
+    weight"""
+
     now: Tensor
-    """`[facts, d_model]`: the state that an edit is to change"""
+    """`[facts + facts x contexts, d_model]`: the states that an edit is to change"""
 
     around: Tensor
-    """`[positions, d_ff]`: what else is kept, times the root of its weight: the keys of each different beginning of a
-    bare prompt before its subject's last token, and how the facts' keys differ from their means over contexts"""
+    """`[positions, d_ff]`: what else is kept: the keys of each different beginning of a bare prompt before its subject's
+    last token, times the root of its weight"""
 
 
 @dataclass(frozen=True)
@@ -72,8 +90,8 @@ class Subjects:
     model: Model
     passes: tuple[Pass, ...]
 
-    entering: Hidden
-    """What enters the first edited layer."""
+    entering: tuple[Entering, ...]
+    """What enters the first edited layer, by pass."""
 
     share: Tensor
     """`[rows]`: weight of the row in its fact's key; rows of a fact follow each other and begin with the bare prompt"""
@@ -82,8 +100,8 @@ class Subjects:
     around: float
     """How much a beginning's key counts in `Read.around`; 0: there are none"""
 
-    apart: float
-    """How much a key's difference from its fact's mean does; 0: there are none"""
+    beside: float
+    """How much a key after a context does in `Read.beside`; 0: there are none"""
 
     @classmethod
     @torch.no_grad()
@@ -96,7 +114,7 @@ class Subjects:
         *,
         evenly: bool = False,
         around: float = 0.0,
-        apart: float = 0.0,
+        beside: float = 0.0,
     ) -> Subjects:
         """Run everything below layer `first`.
 
@@ -107,7 +125,8 @@ class Subjects:
             before: contexts, the empty one first; several average keys as MEMIT does.
             evenly: or as a plain mean.
             around: how much the key of each beginning of a bare prompt counts in `Read.around`; at 0 there are none.
-            apart: how much a fact's keys do there, less their mean.
+            beside: how much a fact's keys after contexts do together in `Read.beside`; at 0 a fact has one key, and
+                otherwise that of its bare prompt and these.
         """
         texts = [locate(model, fact.prompt, fact.subject, before=text) for fact in facts for text in before]
         ids = [text.ids[: text.subject_last + 1] for text in texts]
@@ -115,21 +134,34 @@ class Subjects:
         earlier = list(_beginnings({row: ids[row] for row in bare}).values()) if around else []
         budget = of_device(model, PASS_TOKENS)
         made: list[Pass] = []
-        for kind in (bare, [row for row in range(len(ids)) if row not in bare]):
-            for group in passes([len(ids[row]) for row in kind], budget):
+        for context in range(len(before)):
+            kind = range(context, len(ids), len(before))
+            common = shared([ids[row][:-1] for row in kind]) if context else 0
+            for group in passes([len(ids[row]) - common for row in kind], budget):
                 rows = [kind[i] for i in group]
-                replay = record(model, *padded([ids[row] for row in rows], model.device))
-                last = torch.tensor([len(ids[row]) - 1 for row in rows])
-                made.append(Pass(replay, torch.tensor(rows), last, rows[0] in bare, _within(earlier, rows)))
+                lead, replay = led(model, ids[rows[0]][:common], [ids[row][common:] for row in rows])
+                last = torch.tensor([len(ids[row]) - common - 1 for row in rows])
+                made.append(Pass(replay, lead, torch.tensor(rows), last, not context, _within(earlier, rows)))
         others = len(before) - 1
-        shares = [0.5] + [0.5 / others] * others if others and not evenly else [1 / len(before)] * len(before)
-        entering = tuple(each.replay.run(each.replay.embedded, 0, first) for each in made)
+        if not others or evenly:
+            shares = [1 / len(before)] * len(before)
+        else:
+            shares = [1.0] + [0.0] * others if beside else [0.5] + [0.5 / others] * others
+        entering = tuple(
+            each.run((each.replay.embedded, each.lead.embedded if each.lead else None), 0, first) for each in made
+        )
         share = torch.tensor(shares * len(facts))
-        return cls(model, tuple(made), entering, share, len(facts), around, apart if others else 0.0)
+        return cls(model, tuple(made), entering, share, len(facts), around, beside / others if others else 0.0)
 
-    def run(self, entering: Hidden, start: int, stop: int) -> Hidden:
+    @property
+    def roots(self) -> Tensor:
+        """`[facts + facts x contexts, 1]`: of the weights of what is written."""
+        others = len(self.share) - self.facts if self.beside else 0
+        return torch.tensor([1.0] * self.facts + [self.beside**0.5] * others)[:, None]
+
+    def run(self, entering: tuple[Entering, ...], start: int, stop: int) -> tuple[Entering, ...]:
         """Taken from the input of layer `start` to that of `stop`."""
-        return tuple(each.replay.run(h, start, stop) for each, h in zip(self.passes, entering, strict=True))
+        return tuple(each.run(h, start, stop) for each, h in zip(self.passes, entering, strict=True))
 
     @torch.no_grad()
     def along(
@@ -156,16 +188,18 @@ class Subjects:
                 entering = self.run(entering, layer, following)
 
     @torch.no_grad()
-    def read(self, entering: Hidden, layer: int, to: int, site: Site, residual: Literal["prompt", "key"]) -> Read:
+    def read(
+        self, entering: tuple[Entering, ...], layer: int, to: int, site: Site, residual: Literal["prompt", "key"]
+    ) -> Read:
         """What the prompts have in a layer that `entering` enters; see `along`."""
         rows, like = len(self.share), {"dtype": torch.float32, "device": self.model.weight(layer).device}
         keys = torch.empty(rows, self.model.d_ff, **like)
         states = torch.zeros(rows, self.model.d_model, **like)
         around = torch.empty(sum(each.earlier.shape[1] for each in self.passes), self.model.d_ff, **like)
         for each, hidden in zip(self.passes, entering, strict=True):
-            counts = each.bare or residual == "key"
+            counts = each.bare or residual == "key" or self.beside
             with keys_captured(self.model, [layer]) as captured:
-                output = _output(self.model, each.replay, hidden, layer, to if counts else layer, site)
+                output = _output(self.model, each, hidden, layer, to if counts else layer, site)
             keys[each.rows] = each.at_subject(captured[layer])
             if counts:
                 states[each.rows] = each.at_subject(output).to(states)
@@ -173,23 +207,23 @@ class Subjects:
             found = captured[layer][row, position].float()
             around[place] = found * (self.around * count).to(found).sqrt()[:, None]
         now = self.averaged(states) if residual == "key" else self.of_bare(states)
-        key = self.averaged(keys)
-        if self.apart:
-            around = torch.cat([around, self.differences(keys, key)])
-        return Read(key, self.of_bare(keys), now, around)
+        key, beside = self.averaged(keys), keys[:0]
+        if self.beside:
+            beside = self.of_others(keys) * self.beside**0.5
+            now = torch.cat([now, self.of_others(states)])
+        return Read(key, self.of_bare(keys), beside, now, around)
 
     def averaged(self, rows: Tensor) -> Tensor:
         """`[facts, width]` of `[rows, width]`: over contexts."""
         return (rows * self.share.to(rows)[:, None]).unflatten(0, (self.facts, -1)).sum(1)
 
-    def differences(self, rows: Tensor, mean: Tensor) -> Tensor:
-        """`[rows, width]`: of `rows` from their facts' `mean` `[facts, width]`, times the roots of their weights."""
-        weight = (self.apart * self.share).to(rows)
-        return (rows - mean.repeat_interleave(len(rows) // self.facts, 0)) * weight.sqrt()[:, None]
-
     def of_bare(self, rows: Tensor) -> Tensor:
         """`[facts, width]` of `[rows, width]`: the bare prompts'."""
         return rows.unflatten(0, (self.facts, -1))[:, 0]
+
+    def of_others(self, rows: Tensor) -> Tensor:
+        """`[facts x contexts, width]` of `[rows, width]`: those after contexts."""
+        return rows.unflatten(0, (self.facts, -1))[:, 1:].flatten(0, 1)
 
 
 def _beginnings(rows: Mapping[int, Sequence[int]]) -> dict[tuple[int, ...], list[int]]:
@@ -208,22 +242,45 @@ def _within(earlier: Sequence[Sequence[int]], rows: Sequence[int]) -> Tensor:
     return torch.tensor(here, dtype=torch.long).reshape(-1, 4).T
 
 
-def _output(model: Model, replay: Replay, entering: Tensor, first: int, last: int, site: Site) -> Tensor:
+def _output(model: Model, some: Pass, entering: Entering, first: int, last: int, site: Site) -> Tensor:
     """The output `[rows, positions, d_model]` of layer `last`, or of its FFN; `entering` enters layer `first`."""
     if site == "layer":
-        return replay.run(entering, first, last + 1)
+        return some.run(entering, first, last + 1)[0]
     with parts_captured(model, last) as parts:
-        replay.run(entering, first, last + 1)
+        some.run(entering, first, last + 1)
     return parts.ffn
 
 
 @torch.no_grad()
 def prepared(model: Model, facts: Sequence[Fact], recipe: Recipe, before: Sequence[str]) -> Subjects:
     """The facts' prompts, alone or after contexts, as the recipe takes its keys from."""
-    seen = [""] if recipe.keys == "prompt" else before[: 1 + recipe.contexts]
-    around, apart = recipe.keep_prompts, recipe.keep_contexts
-    evenly = recipe.keys == "mean"
-    return Subjects.prepare(model, facts, recipe.edited[0], seen, evenly=evenly, around=around, apart=apart)
+    seen = before[: 1 + (recipe.write_contexts if recipe.keys == "prompt" else recipe.contexts)]
+    beside = recipe.contexts_weight if recipe.write_contexts else 0.0
+    around, evenly = recipe.keep_prompts, recipe.keys == "mean"
+    return Subjects.prepare(model, facts, recipe.edited[0], seen, evenly=evenly, around=around, beside=beside)
+
+
+@torch.no_grad()
+def wanted(
+    model: Model, facts: Sequence[Fact], recipe: Recipe, before: Sequence[str], hidden: Tensor, delta: Tensor
+) -> Tensor:
+    """z = h + delta `[facts + facts x contexts, d_model]`: after the bare prompts and, where written, after contexts.
+
+    Args:
+        model: the one that targets are sought on.
+        facts: whose prompts.
+        recipe: with its layers chosen.
+        before: contexts.
+        hidden: h `[facts, d_model]` after the bare prompts.
+        delta: `[facts, d_model]`.
+    """
+    bare = hidden + delta.to(hidden)
+    if not recipe.write_contexts:
+        return bare
+    first, last = recipe.edited[0], recipe.edited[-1]
+    subjects = prepared(model, facts, recipe, before)
+    others = subjects.read(subjects.entering, first, last, recipe.site, "prompt").now[len(facts) :]
+    return torch.cat([bare, others + (bare - hidden).repeat_interleave(len(others) // len(facts), 0)])
 
 
 def states(model: Model, facts: Sequence[Fact], layer: int, site: Site = "layer") -> Tensor:

@@ -14,7 +14,8 @@ from ece.errors import UserError
 from ece.methods.engine import edit_in_sequence
 from ece.methods.history import History
 from ece.methods.recall import recalled, recipe_of, with_keys
-from ece.methods.subjects import prepared
+from ece.methods.searching import searched_on
+from ece.methods.subjects import prepared, wanted
 from ece.methods.writing import spread, statistics
 from ece.models import Model
 
@@ -96,9 +97,10 @@ def _solved(model: Model, edit: Edit, gone: Collection[Key], history: History) -
     if len(edit.hidden) != len(edit.facts):
         raise UserError(f"{manifest.method} keeps no targets to solve with again; use --recompute")
     facts, hidden, delta = [edit.facts[i] for i in stays], edit.hidden[stays], edit.delta[stays]
+    with searched_on(model, recipe):
+        targets = wanted(model, facts, recipe, manifest.contexts, hidden.to(model.device), delta)
     subjects = prepared(model, facts, recipe, manifest.contexts)
-    wanted = (hidden + delta).to(model.device)
-    deltas, keys, around = spread(model, recipe, subjects, wanted, statistics(model, recipe), history)
+    deltas, keys, around = spread(model, recipe, subjects, targets, statistics(model, recipe), history)
     rows = [i for i, entry in enumerate(manifest.facts) if key(entry.fact) not in gone]
     about = {
         "facts": [manifest.facts[i] for i in rows],

@@ -15,7 +15,7 @@ from ece.methods.recipe import Recipe
 from ece.methods.subjects import Subjects, prepared
 from ece.models import Delta, LowRank, Model
 from ece.update.after import combined
-from ece.update.solve import shrunk
+from ece.update.solve import reduced, shrunk
 from ece.update.solvers import Writing
 from ece.update.spread import Rounds
 from ece.update.statistics import key_statistics
@@ -71,7 +71,7 @@ def spread(
         model: as it is now; it is left so.
         recipe: with its layers chosen.
         subjects: the facts' prompts, run up to the first edited layer.
-        wanted: z `[facts, d_model]`.
+        wanted: z `[facts + facts x contexts, d_model]`; see `ece.methods.subjects.wanted`.
         moments: E[kk^T] by layer.
         history: of earlier batches.
 
@@ -86,15 +86,18 @@ def spread(
         for place, (layer, read) in enumerate(subjects.along(layers, layers[-1], recipe.site, recipe.residual)):
             key = keys[layer] = read.key
             residual = (wanted.to(read.now) - read.now) / recipe.spread.divisor(len(layers) - place)
+            residual *= subjects.roots.to(residual)
             choice = recipe.neurons
             neurons = select(choice.score, choice.p, key, model.weight(layer), choice.share)
             kept = recipe.regularise * shrunk(moments[layer], recipe.shrink)
             if recipe.history and layer in history.moments:
                 kept += history.moments[layer]
             if recipe.keeps_more:
-                around[layer] = read.around
+                around[layer] = torch.cat([read.around, read.beside])
                 kept += read.around.double().T @ read.around.double()
-            change = recipe.solve(Writing(key, read.bare, residual.to(key.device), neurons, kept, moments[layer]))
+            written, bare = torch.cat([key, read.beside]), torch.cat([read.bare, read.beside])
+            change = recipe.solve(Writing(written, bare, residual.to(key.device), neurons, kept, moments[layer]))
+            change = reduced(change, written, len(key))
             deltas[layer] = rounded(change) if recipe.recallable else change
             lay({layer: deltas[layer]})
     return deltas, keys, around

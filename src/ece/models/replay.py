@@ -139,6 +139,19 @@ def record(model: Model, ids: Tensor, visible: Tensor, past: Past | None = None,
     return Replay(model, inputs[0], past, packing.calls(calls) if packing else calls)
 
 
+def led(model: Model, beginning: Sequence[int], rows: Sequence[Sequence[int]]) -> tuple[Replay | None, Replay]:
+    """A beginning, if it has any tokens, and rows of tokens that all follow it.
+
+    Before the rows are run through a layer, their past has to be given what the beginning's remembers there.
+    """
+    tokens = padded(rows, model.device)
+    if not beginning:
+        return None, record(model, *tokens)
+    ids, visible = padded([beginning], model.device)
+    lead = record(model, ids, visible, replace(Past.empty(1, model.device), seen={}))
+    return lead, record(model, *tokens, Past(visible.expand(len(rows), -1), {}))
+
+
 def _mask(past: Tensor, present: Tensor, dtype: torch.dtype) -> Tensor:
     """Additive mask `[rows, 1, queries, keys]`: the visible past, and the present up to oneself."""
     queries = present.shape[1]

@@ -35,7 +35,7 @@ class SharedPrefixes:
     def of_all(cls, model: Model, sequences: Sequence[Sequence[int]], limit: int, least: int = 1) -> SharedPrefixes:
         """What all sequences begin with as the one prefix: at most `limit` tokens; none if under `least`."""
         rows = [list(row) for row in sequences]
-        common = min(_common(min(rows), max(rows)), limit)  # what the first and last in lexical order share, all share
+        common = min(shared(rows), limit)
         return cls.compute(model, [rows[0][: common if common >= least else 0]])
 
     def repeated(self, rows: int) -> Past:
@@ -154,6 +154,11 @@ def _together(model: Model, tokens: Sequence[Sequence[int]]) -> Iterator[list[in
         group = [row for row in order if len(tokens[row]) <= shortest + shortest // 4]
         yield sorted(group)
         order = order[len(group) :]
+
+
+def shared(rows: Sequence[Sequence[int]]) -> int:
+    """How many tokens all rows begin with: what the first and last in lexical order share, all share."""
+    return _common(min(rows), max(rows))
 
 
 def _common(a: Sequence[int], b: Sequence[int]) -> int:

@@ -34,6 +34,25 @@ def least_squares(kept: Tensor, keys: Tensor, residuals: Tensor, neurons: Tensor
     return LowRank(residuals.float().T.contiguous(), right.float().contiguous(), neurons)
 
 
+def reduced(change: LowRank, keys: Tensor, rank: int) -> LowRank:
+    """The best change of a lower rank: reduced-rank regression (Izenman 1975).
+
+    With S = C + K1 K1^T, the loss of a change D above that of the solved one is the square of (D - Delta) S^(1/2). It is
+    least for Delta projected onto the first eigenvectors of `Delta S Delta^T`, which is `R (K1^T S^-1 K1) R^T`.
+
+    Args:
+        change: as it was solved, of rank `keys`.
+        keys: K1 `[keys, d_ff]`.
+        rank: how many columns to leave; a change with as few stays as it is.
+    """
+    if change.left.shape[1] <= rank:
+        return change
+    left, right = change.left.double(), change.right.double()
+    explained = left @ (right @ keys.double()[:, change.neurons].T) @ left.T
+    basis = torch.linalg.eigh(explained + explained.T)[1][:, -rank:]
+    return LowRank(basis.float().contiguous(), (basis.T @ left @ right).float().contiguous(), change.neurons)
+
+
 def shrunk(moment: Tensor, amount: float) -> Tensor:
     """A second moment `[n, n]` moved towards its own diagonal, in float64 (Ledoit and Wolf 2004).
 

@@ -30,11 +30,12 @@ ECE_WI = replace(
 )
 ECE = Recipe(
     name="ece",
-    summary="our best: log-odds steps from a learned start, history that keeps whole prompts",
+    summary="our best: log-odds steps from a learned start, written after contexts too, history of whole prompts",
     source=f"{PAPER}; docs/results.md",
     targets=PerFact(LogOdds(), views=2, warm=True),
     targets_from="original",
-    regularise=1250.0,
+    regularise=1400.0,
     shrink=0.6,
     keep_prompts=0.25,
+    write_contexts=2,
 )
