@@ -14,7 +14,7 @@ from ece.locate.scores import activation_score
 from ece.methods.recipe import Recipe
 from ece.models import Model
 from ece.models.replay import Replay, keys_captured, led, of_device, parts_captured, passes
-from ece.models.tails import shared
+from ece.models.tails import in_common
 from ece.models.tokens import locate
 from ece.targets.loss import Site
 
@@ -79,8 +79,8 @@ class Read:
     """`[facts + facts x contexts, d_model]`: the states that an edit is to change"""
 
     around: Tensor
-    """`[positions, d_ff]`: what else is kept: the keys of each different beginning of a bare prompt before its subject's
-    last token, times the root of its weight"""
+    """`[positions, d_ff]`: what else is kept, times the root of its weight: the key of each different beginning of a
+    bare prompt before its subject's last token"""
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ class Subjects:
         made: list[Pass] = []
         for context in range(len(before)):
             kind = range(context, len(ids), len(before))
-            common = shared([ids[row][:-1] for row in kind]) if context else 0
+            common = in_common([ids[row][:-1] for row in kind]) if context else 0
             for group in passes([len(ids[row]) - common for row in kind], budget):
                 rows = [kind[i] for i in group]
                 lead, replay = led(model, ids[rows[0]][:common], [ids[row][common:] for row in rows])
@@ -264,7 +264,7 @@ def prepared(model: Model, facts: Sequence[Fact], recipe: Recipe, before: Sequen
 def wanted(
     model: Model, facts: Sequence[Fact], recipe: Recipe, before: Sequence[str], hidden: Tensor, delta: Tensor
 ) -> Tensor:
-    """z = h + delta `[facts + facts x contexts, d_model]`: after the bare prompts and, where written, after contexts.
+    """Targets z = h + delta `[facts + facts x contexts, d_model]`: after bare prompts and, where written, contexts.
 
     Args:
         model: the one that targets are sought on.

@@ -35,7 +35,7 @@ class SharedPrefixes:
     def of_all(cls, model: Model, sequences: Sequence[Sequence[int]], limit: int, least: int = 1) -> SharedPrefixes:
         """What all sequences begin with as the one prefix: at most `limit` tokens; none if under `least`."""
         rows = [list(row) for row in sequences]
-        common = min(shared(rows), limit)
+        common = min(in_common(rows), limit)
         return cls.compute(model, [rows[0][: common if common >= least else 0]])
 
     def repeated(self, rows: int) -> Past:
@@ -156,9 +156,10 @@ def _together(model: Model, tokens: Sequence[Sequence[int]]) -> Iterator[list[in
         order = order[len(group) :]
 
 
-def shared(rows: Sequence[Sequence[int]]) -> int:
+def in_common(rows: Sequence[Sequence[int]]) -> int:
     """How many tokens all rows begin with: what the first and last in lexical order share, all share."""
-    return _common(min(rows), max(rows))
+    ordered = [tuple(row) for row in rows]
+    return _common(min(ordered), max(ordered))
 
 
 def _common(a: Sequence[int], b: Sequence[int]) -> int:

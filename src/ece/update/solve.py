@@ -37,7 +37,7 @@ def least_squares(kept: Tensor, keys: Tensor, residuals: Tensor, neurons: Tensor
 def reduced(change: LowRank, keys: Tensor, rank: int) -> LowRank:
     """The best change of a lower rank: reduced-rank regression (Izenman 1975).
 
-    With S = C + K1 K1^T, the loss of a change D above that of the solved one is the square of (D - Delta) S^(1/2). It is
+    With S = C + K1 K1^T, the loss of a change D exceeds that of the solved one by `|(D - Delta) S^(1/2)|^2`. It is
     least for Delta projected onto the first eigenvectors of `Delta S Delta^T`, which is `R (K1^T S^-1 K1) R^T`.
 
     Args:
