@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from ece.models import Model
-from ece.models.replay import keys_captured, padded, record
+from ece.models.replay import Led, keys_captured, padded, record
 from ece.models.tails import SharedPrefixes, Tails
 
 VOCABULARY = 300
@@ -69,6 +69,24 @@ def test_a_change_reaches_what_follows(tiny: Model):
     with torch.no_grad():
         moved = (tails.run(torch.randn(1, tiny.d_model)) - tails.run(torch.zeros(1, tiny.d_model))).norm(dim=-1)
     assert (moved > 1e-2).all()
+
+
+@several
+@given(st.lists(st.integers(0, VOCABULARY - 1), max_size=5), st.lists(SEQUENCE, min_size=1, max_size=4))
+def test_what_follows_a_beginning_is_what_it_is_in_the_whole(tiny: Model, beginning: list[int], rows: list[list[int]]):
+    """In parts, and with the layers as they are at the time: the second one's matrix is doubled and put back."""
+    led = Led.record(tiny, beginning, rows)
+    top, weight = len(tiny.layers), tiny.weight(1)
+    with torch.no_grad():
+        entering = led.run(led.embedded, 0, 1)
+        led.run(entering, 1, top)
+        weight.mul_(2)
+        found = led.run(led.run(entering, 1, 2), 2, top)[0]
+        wanted = [reference.run_hooked(tiny, [*beginning, *row], 2, 0, None)["last"] for row in rows]
+        weight.div_(2)
+    for row, whole in zip(found, wanted, strict=True):
+        own = whole[len(beginning) :]
+        torch.testing.assert_close(row[: len(own)], own, rtol=1e-4, atol=1e-4)
 
 
 def test_select_keeps_the_rows_asked_for(tiny: Model):

@@ -13,7 +13,7 @@ from ece.facts import Fact
 from ece.locate.scores import activation_score
 from ece.methods.recipe import Recipe
 from ece.models import Model
-from ece.models.replay import Replay, keys_captured, led, of_device, parts_captured, passes
+from ece.models.replay import Entering, Led, keys_captured, of_device, parts_captured, passes
 from ece.models.tails import in_common
 from ece.models.tokens import locate
 from ece.targets.loss import Site
@@ -21,24 +21,21 @@ from ece.targets.loss import Site
 PASS_TOKENS = {"cpu": 1024, "other": 16_384}
 """Tokens in one pass, padding included."""
 
-Entering = tuple[Tensor, Tensor | None]
-"""What enters a layer: in a pass' rows `[rows, positions, d_model]`, and in what they begin with `[1, positions,
-d_model]`."""
+Hidden = tuple[Entering, ...]
+"""What enters a layer, by pass."""
 
 
 @dataclass(frozen=True)
 class Pass:
-    """Rows of like length, which are run together; what all of them begin with is run once."""
+    """Rows of like length, which are run together."""
 
-    replay: Replay
-    lead: Replay | None
-    """Of the beginning, where they have one: its past remembers what attention reads there."""
+    replay: Led
 
     rows: Tensor
     """`[rows]`: their numbers among all"""
 
     last: Tensor
-    """`[rows]`: position of the subject's last token, behind the beginning"""
+    """`[rows]`: position of the subject's last token, behind what all rows begin with"""
 
     bare: bool
     """Whether these are the prompts alone; otherwise they follow contexts."""
@@ -49,16 +46,6 @@ class Pass:
     def at_subject(self, states: Tensor) -> Tensor:
         """`[rows, width]`, float32: the states at the subjects' last tokens."""
         return states[torch.arange(len(states)), self.last.to(states.device)].float()
-
-    def run(self, entering: Entering, start: int, stop: int) -> Entering:
-        """Taken from the input of layer `start` to that of `stop`."""
-        rows, lead = entering
-        if self.lead is not None and lead is not None:
-            lead = self.lead.run(lead, start, stop)
-            for layer, states in (self.lead.past.seen or {}).items():
-                key, value = (each.expand(len(rows), -1, -1, -1) for each in states)
-                self.replay.past.states[layer] = key, value
-        return self.replay.run(rows, start, stop), lead
 
 
 @dataclass(frozen=True)
@@ -90,8 +77,8 @@ class Subjects:
     model: Model
     passes: tuple[Pass, ...]
 
-    entering: tuple[Entering, ...]
-    """What enters the first edited layer, by pass."""
+    entering: Hidden
+    """What enters the first edited layer."""
 
     share: Tensor
     """`[rows]`: weight of the row in its fact's key; rows of a fact follow each other and begin with the bare prompt"""
@@ -139,17 +126,15 @@ class Subjects:
             common = in_common([ids[row][:-1] for row in kind]) if context else 0
             for group in passes([len(ids[row]) - common for row in kind], budget):
                 rows = [kind[i] for i in group]
-                lead, replay = led(model, ids[rows[0]][:common], [ids[row][common:] for row in rows])
+                replay = Led.record(model, ids[rows[0]][:common], [ids[row][common:] for row in rows])
                 last = torch.tensor([len(ids[row]) - common - 1 for row in rows])
-                made.append(Pass(replay, lead, torch.tensor(rows), last, not context, _within(earlier, rows)))
+                made.append(Pass(replay, torch.tensor(rows), last, not context, _within(earlier, rows)))
         others = len(before) - 1
         if not others or evenly:
             shares = [1 / len(before)] * len(before)
         else:
             shares = [1.0] + [0.0] * others if beside else [0.5] + [0.5 / others] * others
-        entering = tuple(
-            each.run((each.replay.embedded, each.lead.embedded if each.lead else None), 0, first) for each in made
-        )
+        entering = tuple(each.replay.run(each.replay.embedded, 0, first) for each in made)
         share = torch.tensor(shares * len(facts))
         return cls(model, tuple(made), entering, share, len(facts), around, beside / others if others else 0.0)
 
@@ -159,9 +144,9 @@ class Subjects:
         others = len(self.share) - self.facts if self.beside else 0
         return torch.tensor([1.0] * self.facts + [self.beside**0.5] * others)[:, None]
 
-    def run(self, entering: tuple[Entering, ...], start: int, stop: int) -> tuple[Entering, ...]:
+    def run(self, entering: Hidden, start: int, stop: int) -> Hidden:
         """Taken from the input of layer `start` to that of `stop`."""
-        return tuple(each.run(h, start, stop) for each, h in zip(self.passes, entering, strict=True))
+        return tuple(each.replay.run(h, start, stop) for each, h in zip(self.passes, entering, strict=True))
 
     @torch.no_grad()
     def along(
@@ -188,9 +173,7 @@ class Subjects:
                 entering = self.run(entering, layer, following)
 
     @torch.no_grad()
-    def read(
-        self, entering: tuple[Entering, ...], layer: int, to: int, site: Site, residual: Literal["prompt", "key"]
-    ) -> Read:
+    def read(self, entering: Hidden, layer: int, to: int, site: Site, residual: Literal["prompt", "key"]) -> Read:
         """What the prompts have in a layer that `entering` enters; see `along`."""
         rows, like = len(self.share), {"dtype": torch.float32, "device": self.model.weight(layer).device}
         keys = torch.empty(rows, self.model.d_ff, **like)
@@ -199,7 +182,7 @@ class Subjects:
         for each, hidden in zip(self.passes, entering, strict=True):
             counts = each.bare or residual == "key" or self.beside
             with keys_captured(self.model, [layer]) as captured:
-                output = _output(self.model, each, hidden, layer, to if counts else layer, site)
+                output = _output(self.model, each.replay, hidden, layer, to if counts else layer, site)
             keys[each.rows] = each.at_subject(captured[layer])
             if counts:
                 states[each.rows] = each.at_subject(output).to(states)
@@ -242,12 +225,12 @@ def _within(earlier: Sequence[Sequence[int]], rows: Sequence[int]) -> Tensor:
     return torch.tensor(here, dtype=torch.long).reshape(-1, 4).T
 
 
-def _output(model: Model, some: Pass, entering: Entering, first: int, last: int, site: Site) -> Tensor:
+def _output(model: Model, replay: Led, entering: Entering, first: int, last: int, site: Site) -> Tensor:
     """The output `[rows, positions, d_model]` of layer `last`, or of its FFN; `entering` enters layer `first`."""
     if site == "layer":
-        return some.run(entering, first, last + 1)[0]
+        return replay.run(entering, first, last + 1)[0]
     with parts_captured(model, last) as parts:
-        some.run(entering, first, last + 1)
+        replay.run(entering, first, last + 1)
     return parts.ffn
 
 

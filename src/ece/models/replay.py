@@ -106,6 +106,43 @@ class Replay:
         return hidden
 
 
+Entering = tuple[Tensor, Tensor | None]
+"""What enters a layer: in rows `[rows, positions, d_model]`, and in what they begin with `[1, positions, d_model]`."""
+
+
+@dataclass(frozen=True)
+class Led:
+    """Rows of tokens that all follow one beginning, which is run through the layers once."""
+
+    rows: Replay
+    beginning: Replay | None
+
+    @classmethod
+    def record(cls, model: Model, beginning: Sequence[int], rows: Sequence[Sequence[int]]) -> Led:
+        """Note what the network hands to its layers for both; the beginning may have no tokens."""
+        tokens = padded(rows, model.device)
+        if not beginning:
+            return cls(record(model, *tokens), None)
+        ids, visible = padded([beginning], model.device)
+        lead = record(model, ids, visible, replace(Past.empty(1, model.device), seen={}))
+        return cls(record(model, *tokens, Past(visible.expand(len(rows), -1), {})), lead)
+
+    @property
+    def embedded(self) -> Entering:
+        """What enters the lowest layer."""
+        return self.rows.embedded, self.beginning.embedded if self.beginning else None
+
+    def run(self, entering: Entering, start: int, stop: int) -> Entering:
+        """Taken from the input of layer `start` to that of `stop`, with the layers as they are now."""
+        rows, lead = entering
+        if self.beginning is not None and lead is not None:
+            lead = self.beginning.run(lead, start, stop)
+            for layer, (key, value) in (self.beginning.past.seen or {}).items():
+                each = len(rows), -1, -1, -1
+                self.rows.past.states[layer] = key.expand(each), value.expand(each)
+        return self.rows.run(rows, start, stop), lead
+
+
 def record(model: Model, ids: Tensor, visible: Tensor, past: Past | None = None, pack: bool = False) -> Replay:
     """Note what the network hands to its layers for right-padded tokens that follow a past.
 
@@ -137,19 +174,6 @@ def record(model: Model, ids: Tensor, visible: Tensor, past: Past | None = None,
             **model.remembering(past),
         )
     return Replay(model, inputs[0], past, packing.calls(calls) if packing else calls)
-
-
-def led(model: Model, beginning: Sequence[int], rows: Sequence[Sequence[int]]) -> tuple[Replay | None, Replay]:
-    """A beginning, if it has any tokens, and rows of tokens that all follow it.
-
-    Before the rows are run through a layer, their past has to be given what the beginning's remembers there.
-    """
-    tokens = padded(rows, model.device)
-    if not beginning:
-        return None, record(model, *tokens)
-    ids, visible = padded([beginning], model.device)
-    lead = record(model, ids, visible, replace(Past.empty(1, model.device), seen={}))
-    return lead, record(model, *tokens, Past(visible.expand(len(rows), -1), {}))
 
 
 def _mask(past: Tensor, present: Tensor, dtype: torch.dtype) -> Tensor:
