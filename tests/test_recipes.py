@@ -130,7 +130,7 @@ def test_edits_are_saved_and_resumed(name: str, more_facts: list[Fact], tmp_path
 
 @pytest.mark.parametrize("name", ["memit", "memit-history", "ece-rs", "ece"])
 def test_the_shared_engine_gives_the_bits_it_gave(name: str, more_facts: list[Fact]):
-    """The plain loop that the recipes grew out of: shares of the residual, least squares, next layer. It has no contexts."""
+    """The plain loop that the recipes grew out of: shares of the residual, least squares, next layer; no contexts."""
     model = make.build("gpt2")
     recipe = replace(quick(name), write_contexts=0)
     first = made_with(model, more_facts[:3], recipe)
