@@ -70,7 +70,7 @@ def with_keys(model: Model, edit: Edit) -> Edit:
         for layer, read in subjects.along(edit.manifest.layers):
             keys[layer] = read.key
             if recipe.keeps_more:
-                around[layer] = torch.cat([read.around, read.beside])
+                around[layer] = read.others
             lay({layer: edit.deltas[layer]})
     return dataclasses.replace(edit, keys=keys, around=around)
 

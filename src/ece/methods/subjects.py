@@ -69,6 +69,11 @@ class Read:
     """`[positions, d_ff]`: what else is kept, times the root of its weight: the key of each different beginning of a
     bare prompt before its subject's last token"""
 
+    @property
+    def others(self) -> Tensor:
+        """`[positions + facts x contexts, d_ff]`: what later batches keep besides K1."""
+        return torch.cat([self.around, self.beside])
+
 
 @dataclass(frozen=True)
 class Subjects:

@@ -57,7 +57,7 @@ def swept(
         read = dict(subjects.along(recipe.edited))
     nothing = {layer: LowRank.nothing(model.weight(layer)) for layer in recipe.edited}
     deltas = {layer: combined([change[layer] for change in [nothing, *changes]]) for layer in recipe.edited}
-    around = {layer: of.around for layer, of in read.items()} if recipe.keeps_more else {}
+    around = {layer: of.others for layer, of in read.items()} if recipe.keeps_more else {}
     return deltas, {layer: of.key for layer, of in read.items()}, around
 
 
@@ -93,7 +93,7 @@ def spread(
             if recipe.history and layer in history.moments:
                 kept += history.moments[layer]
             if recipe.keeps_more:
-                around[layer] = torch.cat([read.around, read.beside])
+                around[layer] = read.others
                 kept += read.around.double().T @ read.around.double()
             written, bare = torch.cat([key, read.beside]), torch.cat([read.bare, read.beside])
             change = recipe.solve(Writing(written, bare, residual.to(key.device), neurons, kept, moments[layer]))
