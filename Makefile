@@ -25,7 +25,7 @@ demo: install
 	$(BIN)/ece demo --out edits/demo
 
 test: .venv/tested lint
-	$(BIN)/pytest --numprocesses auto --dist loadfile
+	$(BIN)/pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 lint: .venv/tested
 	$(BIN)/ruff check .

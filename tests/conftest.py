@@ -30,6 +30,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="stress tests at full size (about ten minutes)")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Alone, fast tests first; in several processes the real model's first, lest one process ends alone with them."""
+    slow = {item.path for item in items if item.get_closest_marker("model")}
+    items.sort(key=lambda item: (item.path in slow) != bool(workers))
+
+
 @pytest.fixture(scope="session")
 def long(pytestconfig: pytest.Config) -> bool:
     """Whether stress tests run at full size."""

@@ -348,8 +348,8 @@ def likelihood(model: Model, prompt: str, candidate: str) -> tuple[float, bool]:
 def along(model: Model, prompt: str, answer: str) -> tuple[list[int], list[int]]:
     """The most probable token in each place of an answer, given the answer's tokens before it; and the answer's."""
     start, ids = len(token_ids(model, prompt)), token_ids(model, f"{prompt} {answer}")
-    best = [int(model.network(torch.tensor([ids[:i]])).logits[0, -1].argmax()) for i in range(start, len(ids))]
-    return best, ids[start:]
+    best = model.network(torch.tensor([ids])).logits[0].argmax(-1).tolist()
+    return best[start - 1 : -1], ids[start:]
 
 
 @torch.no_grad()
