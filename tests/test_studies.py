@@ -356,6 +356,8 @@ def test_options_go_to_the_methods_that_have_them(tiny_llama: Model) -> None:
     one.check()
     assert one.run("memit").changes == {"layers": "1"}
     assert one.run("ece").changes == {"layers": "1", "targets.descent.aim": "3"}
+    own = {"pmet:targets.descent": "log-odds", "pmet:targets.descent.aim": "3"}  # the second needs the first
+    setup(tiny_llama, chosen=("pmet",), options=own).check()
     with pytest.raises(UserError, match="layres"):
         setup(tiny_llama, options={"layres": "1"}).check()
     with pytest.raises(UserError, match="no option"):

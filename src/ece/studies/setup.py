@@ -185,15 +185,15 @@ def check_options(options: Mapping[str, str], given: Mapping[str, Mapping[str, A
 
     Args:
         options: as the user wrote them.
-        given: by method, the most important one first: those that it takes.
+        given: by method, the most important one first: those that it takes, its own among them checked already.
 
     Raises:
         UserError: there is no such method or option.
     """
     for key, value in options.items():
-        owner, _, own = key.rpartition(":")
+        owner, _, _ = key.rpartition(":")
         if owner:
-            method(owner).with_options({own: value})
+            method(owner)
         elif all(key not in taken for taken in given.values()):
             method(next(iter(given))).with_options({key: value})
 
