@@ -338,18 +338,18 @@ def likelihood(model: Model, prompt: str, candidate: str) -> tuple[float, bool]:
     """Mean log-probability of a candidate's tokens, and whether each is the most probable one."""
     start = len(token_ids(model, prompt))
     ids = token_ids(model, f"{prompt} {candidate}")
-    likely = model.network(torch.tensor([ids])).logits[0].float().log_softmax(-1)
-    places = range(start, len(ids))
-    mean = sum(float(likely[i - 1, ids[i]]) for i in places) / len(places)
-    return mean, all(int(likely[i - 1].argmax()) == ids[i] for i in places)
+    tokens = ids[start:]
+    likely = model.network(torch.tensor([ids[:-1]]), logits_to_keep=len(tokens)).logits[0].float().log_softmax(-1)
+    mean = sum(float(row[token]) for row, token in zip(likely, tokens, strict=True)) / len(tokens)
+    return mean, all(int(row.argmax()) == token for row, token in zip(likely, tokens, strict=True))
 
 
 @torch.no_grad()
 def along(model: Model, prompt: str, answer: str) -> tuple[list[int], list[int]]:
     """The most probable token in each place of an answer, given the answer's tokens before it; and the answer's."""
     start, ids = len(token_ids(model, prompt)), token_ids(model, f"{prompt} {answer}")
-    best = model.network(torch.tensor([ids])).logits[0].argmax(-1).tolist()
-    return best[start - 1 : -1], ids[start:]
+    best = model.network(torch.tensor([ids[:-1]]), logits_to_keep=len(ids) - start).logits[0].argmax(-1)
+    return best.tolist(), ids[start:]
 
 
 @torch.no_grad()
@@ -358,7 +358,7 @@ def greedy(model: Model, prompt: str, tokens: int) -> str:
     ids = token_ids(model, prompt)
     start = len(ids)
     while len(ids) < start + tokens:
-        ids.append(int(model.network(torch.tensor([ids])).logits[0, -1].argmax()))
+        ids.append(int(model.network(torch.tensor([ids]), logits_to_keep=1).logits[0, -1].argmax()))
         if ids[-1] == model.tokenizer.eos_token_id:
             break
     return str(model.tokenizer.decode(ids[start:], skip_special_tokens=True))

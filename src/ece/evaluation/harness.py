@@ -70,6 +70,7 @@ def harness(
     """
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
 
     wrap, run = cast(Any, HFLM), cast(Any, simple_evaluate)  # their decorators hide their parameters
     wrapped = wrap(
@@ -78,6 +79,7 @@ def harness(
     results = run(
         wrapped,
         tasks=list(tasks),
+        task_manager=TaskManager(include_defaults=False),  # they are loaded: no index of thousands of others
         limit=limit,
         num_fewshot=shots,
         log_samples=False,
