@@ -65,7 +65,7 @@ def test_threads_are_divided(two_threads: None) -> None:
 
 def found(family: str, recipe: Recipe) -> torch.Tensor:
     model = make.build(family)
-    facts = make.random_facts(12)
+    facts = make.random_facts(8)
     recipe = with_layers(model, facts, recipe.with_options({"layers": "1-2", "tokens": "512"}))
     warm = WarmStart(enough=3)
     return search(model, facts, recipe, warm, written_contexts(model)).solved.delta
