@@ -210,8 +210,8 @@ def test_automatic_layers_and_repeated_facts_resume(folder: Path) -> None:
 
 
 def test_a_run_killed_at_random_moments_goes_on(folder: Path, tmp_path: Path, long: bool) -> None:
-    """Six batches and six kills (SIGKILL); with `--long` twenty and forty."""
-    batches, kills = (20, 40) if long else (6, 6)
+    """Six batches and eight kills (SIGKILL); with `--long` twenty and forty."""
+    batches, kills = (20, 40) if long else (6, 8)
     facts = make.random_facts(2 * batches)
     whole = run(tmp_path / "whole", facts)
     script = (
