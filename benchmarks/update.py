@@ -45,6 +45,7 @@ def settings(recipe: ece.Recipe, d_ff: int) -> dict[str, ece.Recipe]:
         "shrunk by 0.3": replace(recipe, shrink=0.3),
         "shrunk to the diagonal": replace(recipe, shrink=1.0),
         "lambda 100": replace(recipe, regularise=100.0),
+        "lambda 400": replace(recipe, regularise=400.0),
         "lambda 10000": replace(recipe, regularise=10000.0),
         "prompts not kept": replace(recipe, keep_prompts=0.0),
         "prompts kept as facts are": replace(recipe, keep_prompts=1.0),

@@ -8,10 +8,13 @@ from typing import Any
 
 import alone
 import pytest
+import questions
 import tiny as make
 import update
 
 import ece
+from ece.evaluation.benchmark import read_benchmark
+from ece.evaluation.zsre import Zsre
 from ece.facts import shipped_file
 from ece.methods.engine import written_contexts
 
@@ -59,3 +62,38 @@ def test_settings_of_the_update_share_their_targets(tmp_path: Path):
     assert found["default"]["efficacy"]["records"] == 2
     assert {"default", "lambda 100", "lambda 10000"} <= found.keys()
     assert found["lambda 100"]["missed"] < found["default"]["missed"] < found["lambda 10000"]["missed"]
+
+
+def test_questions_are_of_tuning_records_alone_and_unrelated_ones_are_not_edited(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    records = [
+        {
+            "case_id": number,
+            "requested_rewrite": {
+                "prompt": prompt,
+                "subject": f"Thing {number}",
+                "target_new": {"str": f"New {number % 3}"},
+                "target_true": {"str": f"Old {number}"},
+            },
+            "paraphrase_prompts": [f"Thing {number} is"],
+            "neighborhood_prompts": ["Another thing is"],
+        }
+        for number, prompt in enumerate(["{} is located in", "{} hums", "{} speaks", "{} was born in"] * 4)
+    ]
+    data, out = tmp_path / "records.json", tmp_path / "questions.json"
+    data.write_text(json.dumps(records))
+    monkeypatch.setattr(questions, "TUNED", slice(4, 16))
+    questions.main(data, facts=5, out=out)
+    made: list[dict[str, Any]] = json.loads(out.read_text())
+    read = read_benchmark(out)
+    assert isinstance(read, Zsre)
+    assert [fact.subject for fact in read.facts()] == [
+        f"Thing {n}" for n in (4, 6, 7, 8, 10)
+    ]  # nobody asks how it hums
+    assert read.facts()[0].prompt == "Where is {} located?"
+    assert [record["answers"][0].count(" and ") for record in made] == [0, 1, 0, 1, 0]
+    assert all(f"Thing {n}" not in record["loc"] for record in made for n in (4, 6, 7, 8, 10))
+    assert questions.form_of("{} hums") is None
+    with pytest.raises(ece.UserError, match="smaller number with --facts"):
+        questions.main(data, facts=9, out=out)
