@@ -4,7 +4,7 @@ zsRE has no records here that are not reported. These have its shape: a question
 rephrased one, an unrelated one about a subject that is not edited, and answers of which every second names two things.
 
     python benchmarks/questions.py --data counterfact.json --out questions.json
-    python benchmarks/update.py --data questions.json --first 0 --facts 300 --every 1 --only default --only "lambda"
+    python benchmarks/update.py --data questions.json --first 0 --facts 300 --every 1 --only default --only "lambda 400"
 """
 
 from __future__ import annotations
@@ -17,12 +17,10 @@ from pathlib import Path
 from typing import Annotated, NamedTuple
 
 import typer
+from tune import TUNED
 
 import ece
 from ece.files import new_file
-
-TUNED = slice(1000, 2000)
-"""Records that may be tuned on."""
 
 
 class Form(NamedTuple):
@@ -139,12 +137,14 @@ def main(
         raise ece.UserError(f"{data}: {len(found)} records can be asked for; give a smaller number with --facts")
     generator, others = random.Random(0), found[facts:]
     generator.shuffle(others)
+    news: dict[Form, set[str]] = {}
+    for asked in found:
+        news.setdefault(asked.form, set()).add(asked.new)
     made: list[dict[str, object]] = []
     for number, asked in enumerate(found[:facts]):
         answer = asked.new
-        if number % 2:
-            more = sorted({one.new for one in found if one.form == asked.form} - {asked.new})
-            answer = f"{asked.new} and {generator.choice(more)}" if more else asked.new
+        if number % 2 and (more := sorted(news[asked.form] - {asked.new})):
+            answer += f" and {generator.choice(more)}"
         made.append(record(asked, answer, others[number % len(others)]))
     with new_file(out) as temporary:
         temporary.write_text(json.dumps(made, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -88,12 +88,11 @@ def test_questions_are_of_tuning_records_alone_and_unrelated_ones_are_not_edited
     made: list[dict[str, Any]] = json.loads(out.read_text())
     read = read_benchmark(out)
     assert isinstance(read, Zsre)
-    assert [fact.subject for fact in read.facts()] == [
-        f"Thing {n}" for n in (4, 6, 7, 8, 10)
-    ]  # nobody asks how it hums
+    edited = [f"Thing {number}" for number in (4, 6, 7, 8, 10)]  # nobody asks how it hums
+    assert [fact.subject for fact in read.facts()] == edited
     assert read.facts()[0].prompt == "Where is {} located?"
     assert [record["answers"][0].count(" and ") for record in made] == [0, 1, 0, 1, 0]
-    assert all(f"Thing {n}" not in record["loc"] for record in made for n in (4, 6, 7, 8, 10))
+    assert all(subject not in record["loc"] for record in made for subject in edited)
     assert questions.form_of("{} hums") is None
     with pytest.raises(ece.UserError, match="smaller number with --facts"):
         questions.main(data, facts=9, out=out)
