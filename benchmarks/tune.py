@@ -6,9 +6,10 @@ A trial edits facts in sequence and scores the edited model on their records. Tr
 trial is drawn from its own space with the same seed, and the first one is the method as it is declared. What a search
 for targets depends on is drawn first, and so is the same in the n-th trial of all methods that search alike: their
 searches are made once (FOLDER/targets); with `--one-search` it is not drawn at all, and one search serves all trials.
-Every trial is written to FOLDER/METHOD.jsonl when it is done: run again, it goes on where it stopped. At the end what
-was drawn in the best trial of each method goes into the model's file of options (`src/ece/methods/hyperparameters`),
-with its source.
+MEND and SERAC are trained for each trial (FOLDER/trained), by `ece train` on those of the records that no trial edits;
+what is drawn for that begins with `train.`. Every trial is written to FOLDER/METHOD.jsonl when it is done: run again,
+it goes on where it stopped. At the end what was drawn in the best trial of each method goes into the model's file of
+options (`src/ece/methods/hyperparameters`), with its source.
 """
 
 from __future__ import annotations
@@ -27,19 +28,24 @@ import typer
 from tqdm import tqdm
 
 import ece
+from ece.cli.train import mend, serac
 from ece.files import new_file
 from ece.methods.finetune import FineTuning
 from ece.methods.grace import Grace
+from ece.methods.ike import Ike
+from ece.methods.mend import LAST_LAYERS, Mend
 from ece.methods.method import Method
 from ece.methods.presets import Preset, Setting, Size
 from ece.methods.recipe import PerFact, Recipe, TwoStep
 from ece.methods.registry import METHODS, method
 from ece.methods.searching import Search, search
+from ece.methods.serac import Serac
 from ece.provenance import file_hash
 from ece.studies.searches import Searches
 from ece.studies.setup import check_options, given_options, given_to
 from ece.studies.store import Store
 from ece.targets.descent import LogOdds
+from ece.training.trainer import CHECKPOINT, WEIGHTS
 from ece.update.after import Prune, Rect
 from ece.update.solvers import Equality, LeastSquares, NullSpace
 
@@ -47,8 +53,11 @@ TUNED = slice(1000, 2000)
 """Records that may be tuned on."""
 
 OPTIONS = Path(__file__).parents[1] / "src" / "ece" / "methods" / "hyperparameters"
-DRAWN = (Recipe, FineTuning, Grace)
-"""Kinds of methods that have something to draw; MEND and SERAC are trained instead."""
+TRAIN = "train."
+"""What options of a method's training begin with."""
+
+TRAINING = {"mend": mend, "serac": serac}
+"""What trains a method: the commands of `ece train`."""
 
 log = logging.getLogger("ece.tune")
 
@@ -127,6 +136,32 @@ class Draw:
         """Of GRACE."""
         return {"layer": self.generator.randrange(self.layers - 1), "epsilon": self.logarithmic(0.3, 100)}
 
+    def hyper_network(self) -> Point:
+        """Of MEND."""
+        highest = max(0, self.layers - LAST_LAYERS)
+        first = self.generator.randrange(min(self.layers // 2, highest), highest + 1)
+        return {
+            f"{TRAIN}layers": f"{first}-{first + LAST_LAYERS - 1}",
+            f"{TRAIN}c_edit": self.logarithmic(0.02, 1),
+            f"{TRAIN}rate": self.logarithmic(2e-4, 2e-3),
+            "scale": self.logarithmic(0.05, 2),
+        }
+
+    def scope(self) -> Point:
+        """Of SERAC."""
+        return {
+            f"{TRAIN}dimensions": self.generator.choice([32, 64, 128, 256]),
+            f"{TRAIN}rate": self.logarithmic(1e-5, 1e-3),
+            "threshold": round(self.generator.uniform(0.1, 0.9), 2),
+        }
+
+    def retrieval(self) -> Point:
+        """Of IKE."""
+        return {
+            "demonstrations": self.generator.choice([0, 2, 4, 16, 32]),
+            "radius": self.logarithmic(0.2, 1),
+        }
+
 
 def drawn(method: Method, layers: int, number: int, *, one_search: bool = False) -> Point:
     """A method's n-th point."""
@@ -138,8 +173,32 @@ def drawn(method: Method, layers: int, number: int, *, one_search: bool = False)
             return draw.training(method)
         case Grace():
             return draw.codebook()
+        case Mend():
+            return draw.hyper_network()
+        case Serac():
+            return draw.scope()
+        case Ike():
+            return draw.retrieval()
         case _:
             raise ece.UserError(f"{method.name} has nothing that is drawn here; leave it out of --methods")
+
+
+def parted(options: Point) -> tuple[Point, Point]:
+    """Options of a method's training, without `train.`, and of the method itself."""
+    training = {key.removeprefix(TRAIN): value for key, value in options.items() if key.startswith(TRAIN)}
+    return training, {key: value for key, value in options.items() if not key.startswith(TRAIN)}
+
+
+def trained(name: str, training: Point, model: str, data: Path, first: int, folder: Path) -> Point:
+    """Train what a method needs on the records that may be tuned on from the `first` on, unless it is there.
+
+    Returns:
+        The option that says where it is.
+    """
+    if not (folder / WEIGHTS).exists():
+        records, resume = f"{first}-{TUNED.stop - 1}", (folder / CHECKPOINT).exists()
+        TRAINING[name](data, model, records=records, output=folder, resume=resume, **training)
+    return {"weights": str(folder)}
 
 
 def tried(
@@ -177,8 +236,10 @@ def keep_best(
         best = max(trials, key=lambda trial: trial["score"])
         source = f"benchmarks/tune.py, {about}, the best of {len(trials)} trials: score {best['score']:.1f}"
         given = given_to(method(name), asked)
-        options = {key: value for key, value in best["options"].items() if key not in given}
-        preset.methods[name] = Setting(source=source, options=options)
+        training, of_method = parted(best["options"])
+        options = {key: value for key, value in of_method.items() if key not in given}
+        note = f"trained with {training}" if training else None
+        preset.methods[name] = Setting(source=source, options=options, note=note)
     with new_file(file) as temporary:
         temporary.write_text(preset.model_dump_json(indent=1, exclude_none=True) + "\n", encoding="utf-8")
 
@@ -203,7 +264,7 @@ def main(
     log.setLevel(logging.INFO)
     loaded, asked = ece.load(model), given_options(set)
     same = {"facts": facts, "batch_size": batch_size, "neighbours": neighbours, "one_search": one_search, "set": asked}
-    names = methods.split(",") if methods else [name for name, of in METHODS.items() if isinstance(of, DRAWN)]
+    names = methods.split(",") if methods else list(METHODS)
     check_options(asked, {name: given_to(method(name), asked) for name in names})
     Store(out).keep({"model": loaded.fingerprint, "data": file_hash(data)} | same)
     records = [
@@ -220,7 +281,11 @@ def main(
         declared = method(name).with_options(given)
         point = drawn(declared, len(loaded.layers), number, one_search=one_search) if number else {}
         options = given | {name: value for name, value in point.items() if name not in given}
-        result = tried(loaded, declared.with_options(options), records, before, batch_size, searches)
+        training, of_method = parted(options)
+        if name in TRAINING:
+            folder = out / "trained" / f"{name}-{number}"
+            of_method |= trained(name, training, model, data, TUNED.start + len(records), folder)
+        result = tried(loaded, declared.with_options(of_method), records, before, batch_size, searches)
         trial = {"trial": number, "options": options, **result, "facts": len(records), "batch_size": batch_size}
         with (out / f"{name}.jsonl").open("a", encoding="utf-8") as lines:
             lines.write(json.dumps(trial) + "\n")

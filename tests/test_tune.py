@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -13,31 +14,76 @@ import tune
 import ece
 from ece.evaluation.means import Mean
 from ece.facts import shipped_file
+from ece.methods.mend import LAST_LAYERS
+from ece.methods.method import Declared
 from ece.methods.presets import Preset
-from ece.methods.recipe import Recipe
+from ece.methods.recipe import Recipe, parsed_layers
 from ece.methods.recipes import RECIPES
 from ece.methods.registry import METHODS, as_recipe
 from ece.studies.searches import Searches
 
-TUNABLE = [name for name, method in METHODS.items() if isinstance(method, tune.DRAWN)]
 
-
-@pytest.mark.parametrize("name", TUNABLE)
+@pytest.mark.parametrize("name", METHODS)
 def test_every_point_is_a_valid_choice(name: str):
     declared = METHODS[name]
     for number in range(1, 30):
         point = tune.drawn(declared, 30, number)
-        chosen = declared.with_options(point)
+        training, of_method = tune.parted(point)
+        chosen = declared.with_options(of_method)
         assert chosen != declared
         if isinstance(chosen, Recipe):
             assert max(chosen.edited) < 15
+        if training:
+            assert training.keys() <= inspect.signature(tune.TRAINING[name]).parameters.keys()
+        if name == "mend":
+            first, last = parsed_layers("layers", training["layers"])[:: LAST_LAYERS - 1]
+            assert 15 <= first < last < 30
         assert point == tune.drawn(declared, 30, number)
 
 
-def test_what_is_trained_is_not_drawn():
-    assert {"mend", "serac"}.isdisjoint(TUNABLE)
-    with pytest.raises(ece.UserError, match="serac has nothing that is drawn"):
-        tune.drawn(METHODS["serac"], 30, 1)
+def test_a_method_of_another_kind_has_nothing_that_is_drawn():
+    with pytest.raises(ece.UserError, match="new has nothing that is drawn"):
+        tune.drawn(Declared(name="new", summary="", source=""), 30, 1)  # type: ignore[arg-type]
+
+
+def test_what_a_method_needs_is_trained_on_records_that_no_trial_edits(
+    monkeypatch: pytest.MonkeyPatch, quick: dict[str, int], tmp_path: Path
+):
+    """Once for each trial: what is there is taken, and a training that was stopped is gone on with."""
+    calls: list[dict[str, Any]] = []
+
+    def mend(data: Path, model: str, *, output: Path, **options: Any) -> None:
+        calls.append(options)
+        output.mkdir(parents=True, exist_ok=True)
+        if len(calls) == 2:
+            (output / "checkpoint.safetensors").touch()
+            raise KeyboardInterrupt
+        (output / "weights.safetensors").touch()
+
+    used: list[Any] = []
+
+    def tried(model: ece.Model, method: Any, *_: Any) -> dict[str, Any]:
+        used.append(method)
+        return {"score": 1.0 + len(used), "seconds": 0.0, "metrics": {}}
+
+    monkeypatch.setitem(tune.TRAINING, "mend", mend)
+    monkeypatch.setattr(tune, "tried", tried)
+    monkeypatch.setattr(tune, "OPTIONS", tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        tune.main(**command(tmp_path), methods="mend", trials=2, write="none")
+    tune.main(**command(tmp_path), methods="mend", trials=2, write="tiny")
+    point = tune.drawn(METHODS["mend"], 4, 1)
+    training, of_method = tune.parted(point)
+    assert [call["resume"] for call in calls] == [False, False, True]
+    assert calls[0] == {"records": "1003-1999", "resume": False}
+    assert calls[1] == {"records": "1003-1999", "resume": False} | training
+    folders = [tmp_path / "trials" / "trained" / f"mend-{number}" for number in range(2)]
+    assert [Path(method.weights) for method in used] == folders
+    assert used[1] == METHODS["mend"].with_options(of_method | {"weights": str(folders[1])})
+    kept = Preset.model_validate_json((tmp_path / "tiny.json").read_bytes()).methods["mend"]
+    assert kept.options == of_method
+    assert kept.note is not None
+    assert "c_edit" in kept.note
 
 
 def of_search(point: dict[str, Any]) -> dict[str, Any]:
