@@ -201,14 +201,22 @@ def test_states_move_toward_their_targets(tiny: Model, facts: list[Fact]):
     assert (torch.nn.functional.cosine_similarity(after - before, made.delta) > 0.5).all()
 
 
+def assert_the_targets_are_reached(model: Model, facts: list[Fact]) -> None:
+    made = quickly(model, facts, ONE_LAYER)
+    wanted = hidden(model, facts) + made.delta
+    made.apply(model)
+    assert reference.relative(hidden(model, facts) - made.hidden, made.delta) < 1e-2
+    torch.testing.assert_close(hidden(model, facts), wanted, rtol=0, atol=1e-2 * float(made.delta.norm(dim=1).max()))
+
+
 def test_one_layer_and_a_tiny_regulariser_reach_the_targets(tiny: Model, more_facts: list[Fact]):
-    made = quickly(tiny, more_facts, ONE_LAYER)
-    wanted = hidden(tiny, more_facts) + made.delta
-    made.apply(tiny)
-    assert reference.relative(hidden(tiny, more_facts) - made.hidden, made.delta) < 1e-2
-    torch.testing.assert_close(
-        hidden(tiny, more_facts), wanted, rtol=0, atol=1e-2 * float(made.delta.norm(dim=1).max())
-    )
+    assert_the_targets_are_reached(tiny, more_facts)
+
+
+@pytest.mark.parametrize("kind", make.OTHERS)
+def test_the_targets_are_reached_in_the_other_types(kind: str, more_facts: list[Fact]):
+    """What W adds arrives in h as it is: no norm and no scale behind it."""
+    assert_the_targets_are_reached(make.build(kind), more_facts)
 
 
 @pytest.mark.parametrize("score", ["as", "wi", "rs", "random"])

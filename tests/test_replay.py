@@ -58,8 +58,8 @@ def test_tails_equal_the_whole_model(tiny: Model, drawn: Any, layer: int, seed: 
     assert_tails_equal_the_model(tiny, layer, drawn, seed)
 
 
-@pytest.mark.parametrize("kind", ["mistral", "qwen2", "qwen3"])
-def test_tails_for_the_other_types_of_the_llama_family(kind: str):
+@pytest.mark.parametrize("kind", make.OTHERS)
+def test_tails_for_the_other_types(kind: str):
     drawn = ([[1, 2, 3], [1, 2]], [[1, 2, 3, 4, 5, 6], [1, 2, 9], [7, 8, 9, 10]], [4, 2, 0])
     assert_tails_equal_the_model(make.build(kind), 1, drawn, 0)
 

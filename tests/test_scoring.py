@@ -43,8 +43,8 @@ def test_likelihoods_equal_the_naive_ones(tiny: Model):
     assert_naive(tiny)
 
 
-@pytest.mark.parametrize("kind", ["mistral", "qwen2", "qwen3"])
-def test_likelihoods_for_the_other_types_of_the_llama_family(kind: str):
+@pytest.mark.parametrize("kind", make.OTHERS)
+def test_likelihoods_for_the_other_types(kind: str):
     assert_naive(make.build(kind))
 
 

@@ -10,18 +10,19 @@ import torch
 from tokenizers import Tokenizer, decoders, pre_tokenizers, processors, trainers
 from tokenizers.models import BPE
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.models.gpt2 import GPT2Config
 from transformers.models.gptj import GPTJConfig
-from transformers.models.llama import LlamaConfig
-from transformers.models.mistral import MistralConfig
-from transformers.models.qwen2 import Qwen2Config
-from transformers.models.qwen3 import Qwen3Config
 
 from ece.facts import Fact
 from ece.models import Model
+from ece.models import families as declared
 
 FAMILIES = ("gpt2", "gptj", "llama")
+"""The paper's three."""
+
+OTHERS = tuple(kind for family in declared.FAMILIES for kind in family.model_types if kind not in FAMILIES)
+"""Every other model type that is declared."""
 
 FACTS = [
     Fact("The {} is located in the city of", "Eiffel Tower", "Rome", "city"),
@@ -94,8 +95,15 @@ def config(kind: str, vocabulary: int) -> Any:
         "n_embd": 32,
         "n_head": 4,
     }
-    llama: dict[str, Any] = {
+    if kind == "gpt2":
+        return GPT2Config(**gpt, n_layer=5, n_inner=72)
+    if kind == "gptj":
+        return GPTJConfig(**gpt, n_layer=4, rotary_dim=4, n_inner=64, tie_word_embeddings=False)
+    others: dict[str, Any] = {
         "vocab_size": vocabulary,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 0,
         "hidden_size": 48,
         "intermediate_size": 80,
         "num_attention_heads": 4,
@@ -104,15 +112,7 @@ def config(kind: str, vocabulary: int) -> Any:
         "max_position_embeddings": 512,
         "head_dim": 12,
     }
-    kinds = {
-        "gpt2": lambda: GPT2Config(**gpt, n_layer=5, n_inner=72),
-        "gptj": lambda: GPTJConfig(**gpt, n_layer=4, rotary_dim=4, n_inner=64, tie_word_embeddings=False),
-        "llama": lambda: LlamaConfig(**llama),
-        "mistral": lambda: MistralConfig(**llama),
-        "qwen2": lambda: Qwen2Config(**llama),
-        "qwen3": lambda: Qwen3Config(**llama),
-    }
-    return kinds[kind]()
+    return AutoConfig.for_model(kind, **others)
 
 
 def network(kind: str, seed: int = 0) -> PreTrainedModel:
