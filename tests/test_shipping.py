@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny as make
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from shell import Ece
 from transformers import AutoModelForCausalLM
 
@@ -73,8 +75,10 @@ def test_ranks_above_what_servers_take_are_refused(tmp_path: Path, monkeypatch: 
     assert not list(tmp_path.iterdir())
 
 
-def test_a_sharded_checkpoint_with_its_card(tmp_path: Path) -> None:
-    model, made = edited("llama")
+@pytest.mark.parametrize("family", ["llama", "gpt_neox"])
+def test_a_sharded_checkpoint_with_its_card(tmp_path: Path, family: str) -> None:
+    """Files of GPT-NeoX have another name for the unembedding than its module."""
+    model, made = edited(family)
     export(model, made, tmp_path / "merged", shard="60KB")
     assert len(list((tmp_path / "merged").glob("*.safetensors"))) > 1
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
@@ -85,6 +89,26 @@ def test_a_sharded_checkpoint_with_its_card(tmp_path: Path) -> None:
     card = (tmp_path / "merged" / "README.md").read_text(encoding="utf-8")
     assert all(fact.question in card for fact in make.random_facts(6))
     assert {"generation_config.json", "tokenizer.json"} <= {path.name for path in (tmp_path / "merged").iterdir()}
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt_neox"])
+def test_a_checkpoint_that_is_not_the_edited_model_is_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str
+) -> None:
+    model, made = edited(family)
+    written = model.network.save_pretrained
+
+    def damaged(folder: Path, **options: Any) -> None:
+        written(folder, **options)
+        file = folder / "model.safetensors"
+        tensors = load_file(file)
+        tensors[model.weight_name(1)][3, 3] += 1e-6
+        save_file(tensors, file, {"format": "pt"})
+
+    monkeypatch.setattr(model.network, "save_pretrained", damaged)
+    with pytest.raises(UserError, match=f"{model.weight_name(1)} is not the edited model's"):
+        export(model, made, tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
 
 
 def test_the_commands_of_the_journal(ece: Ece, checkpoint: Path, facts_file: Path, tmp_path: Path) -> None:

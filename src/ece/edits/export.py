@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from ece.edits.edit import Edit
@@ -21,7 +22,7 @@ SHARD = "4GB"
 def export(model: Model, edits: Sequence[Edit], folder: Path | str, shard: str = SHARD) -> None:
     """Write the model with these edits to a folder that transformers loads; it appears there only if it is right.
 
-    Beside the model itself, one tensor at a time is held in memory.
+    Beside the model itself, one tensor at a time is held in memory (but see `_verify_loaded`).
 
     Args:
         model: without edits; it is given back as it was.
@@ -109,11 +110,11 @@ def _verify(model: Model, checkpoint: Path) -> None:
     seen: set[str] = set()
     for file in sorted(checkpoint.glob("*.safetensors")):
         with safe_open(file, framework="pt") as written:
+            if not wanted.keys() >= set(written.keys()):
+                _verify_loaded(wanted, checkpoint)
+                return
             for name in written.keys():  # noqa: SIM118
-                tensor = written.get_tensor(name)
-                there = wanted.get(name)
-                if there is None or there.dtype != tensor.dtype or not torch.equal(there.cpu(), tensor):
-                    raise UserError(f"the exported checkpoint's {name} is not the edited model's; nothing was written")
+                _same(name, wanted[name], written.get_tensor(name))
                 seen.add(name)
     config = AutoConfig.from_pretrained(checkpoint)
     with torch.device("meta"):
@@ -121,3 +122,19 @@ def _verify(model: Model, checkpoint: Path) -> None:
     tied = {name for name, tensor in wanted.items() if any(tensor.data_ptr() == wanted[s].data_ptr() for s in seen)}
     if missing := {name for name, _ in shell.named_parameters()} - seen - tied:
         raise UserError(f"the exported checkpoint lacks {sorted(missing)[0]}; nothing was written")
+
+
+def _verify_loaded(wanted: Mapping[str, Tensor], checkpoint: Path) -> None:
+    """The same where files have other names than modules (transformers renames some of GPT-NeoX's): the checkpoint is
+    loaded, which takes the model's memory once more.
+    """
+    found = AutoModelForCausalLM.from_pretrained(checkpoint, dtype="auto").state_dict()
+    for name, tensor in wanted.items():
+        if name not in found:
+            raise UserError(f"the exported checkpoint lacks {name}; nothing was written")
+        _same(name, tensor, found[name])
+
+
+def _same(name: str, wanted: Tensor, found: Tensor) -> None:
+    if wanted.dtype != found.dtype or not torch.equal(wanted.cpu(), found):
+        raise UserError(f"the exported checkpoint's {name} is not the edited model's; nothing was written")
