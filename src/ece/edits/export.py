@@ -22,7 +22,8 @@ SHARD = "4GB"
 def export(model: Model, edits: Sequence[Edit], folder: Path | str, shard: str = SHARD) -> None:
     """Write the model with these edits to a folder that transformers loads; it appears there only if it is right.
 
-    Beside the model itself, one tensor at a time is held in memory (but see `_verify_loaded`).
+    Beside the model itself, one tensor at a time is held in memory; where transformers gives files other names than
+    modules (GPT-NeoX), a second model.
 
     Args:
         model: without edits; it is given back as it was.
@@ -125,9 +126,7 @@ def _verify(model: Model, checkpoint: Path) -> None:
 
 
 def _verify_loaded(wanted: Mapping[str, Tensor], checkpoint: Path) -> None:
-    """The same where files have other names than modules (transformers renames some of GPT-NeoX's): the checkpoint is
-    loaded, which takes the model's memory once more.
-    """
+    """The same for what a load makes of the checkpoint, whose files have other names than the modules."""
     found = AutoModelForCausalLM.from_pretrained(checkpoint, dtype="auto").state_dict()
     for name, tensor in wanted.items():
         if name not in found:
