@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from machine import description, report
+from machine import COUNTERFACT, description, report, start
 from tqdm import tqdm
 
 import ece
@@ -25,7 +25,7 @@ SHOWN = ("efficacy", "generalization", "specificity", "specificity_kept", "score
 
 
 def main(
-    data: Annotated[Path, typer.Option(help="CounterFact records.")] = Path("../shared/data/counterfact.json"),
+    data: Annotated[Path, typer.Option(help="CounterFact records.")] = COUNTERFACT,
     methods: Annotated[str, typer.Option(help="Comma-separated.")] = "ece,ft-l,ft-w,ft-m,mend,serac,grace,ike",
     first: Annotated[int, typer.Option(help="First record.")] = 0,
     facts: Annotated[int, typer.Option(help="How many.")] = 50,
@@ -69,4 +69,4 @@ def alone(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    start(main)

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import torch
 import typer
-from machine import report
+from machine import COUNTERFACT, report, start
 
 import ece
 from ece.methods.conflicts import SAME_RELATION, whitened, words_in_common
@@ -22,7 +22,7 @@ THRESHOLDS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
 
 
 def main(
-    data: Annotated[Path, typer.Option(help="CounterFact records.")] = Path("../shared/data/counterfact.json"),
+    data: Annotated[Path, typer.Option(help="CounterFact records.")] = COUNTERFACT,
     first: Annotated[int, typer.Option(help="First record.")] = 1000,
     facts: Annotated[int, typer.Option(help="How many.")] = 1000,
     json: Annotated[Path | None, typer.Option(help="Write the figures here.")] = None,
@@ -59,4 +59,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    start(main)

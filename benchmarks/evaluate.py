@@ -11,7 +11,7 @@ from typing import Annotated
 
 import torch
 import typer
-from machine import matmul_peak, report
+from machine import COUNTERFACT, matmul_peak, report, start
 from torch.utils.flop_counter import FlopCounterMode
 
 import ece
@@ -44,7 +44,7 @@ def questions(benchmark: CounterFact) -> list[Question]:
 
 
 def main(
-    data: Annotated[Path, typer.Option(help="CounterFact records.")] = Path("../shared/data/counterfact.json"),
+    data: Annotated[Path, typer.Option(help="CounterFact records.")] = COUNTERFACT,
     records: Annotated[int, typer.Option(help="How many, from the first.")] = 100,
     plain_records: Annotated[int, typer.Option(help="How many of them one at a time.")] = 10,
     texts: Annotated[int, typer.Option(min=1, help="Records whose texts are written.")] = 20,
@@ -115,4 +115,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    start(main)

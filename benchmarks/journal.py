@@ -15,6 +15,7 @@ from typing import Annotated
 
 import torch
 import typer
+from machine import start
 
 import ece
 from ece.edits.edit import FactEntry, Manifest
@@ -79,4 +80,4 @@ def _edit(model: ece.Model, layers: list[int], facts: int, number: int) -> ece.E
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    start(main)

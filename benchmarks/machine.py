@@ -1,19 +1,36 @@
-"""The machine that a benchmark runs on: its name, its cores, its matrix-multiplication peak, its memory."""
+"""What benchmarks share: where they find data, how they start and report, and the machine they run on."""
 
 from __future__ import annotations
 
 import json
+import os
 import platform
 import resource
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+import typer
 from rich.console import Console
 from rich.table import Table
+
+from ece.errors import UserError
+
+COUNTERFACT = Path(os.environ.get("ECE_DATA") or "../shared/data") / "counterfact.json"
+"""CounterFact's records, unless `--data` names others."""
+
+
+def start(main: Callable[..., None]) -> None:
+    """Run a script with the options it was given. Bad input ends with one line on stderr and exit code 2."""
+    try:
+        typer.run(main)
+    except UserError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise SystemExit(2) from None
 
 
 def description() -> dict[str, Any]:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Annotated, NamedTuple
 
 import typer
+from machine import COUNTERFACT, start
 from tune import TUNED
 
 import ece
@@ -122,7 +123,7 @@ def record(asked: Asked, answer: str, unrelated: Asked) -> dict[str, object]:
 
 
 def main(
-    data: Annotated[Path, typer.Option(help="CounterFact records.")] = Path("../shared/data/counterfact.json"),
+    data: Annotated[Path, typer.Option(help="CounterFact records.")] = COUNTERFACT,
     facts: Annotated[int, typer.Option(min=1, help="Asked for; the others are the unrelated ones.")] = 600,
     out: Annotated[Path, typer.Option(help="Where the records go.")] = Path("questions.json"),
 ) -> None:
@@ -153,4 +154,4 @@ def main(
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO)
-    typer.run(main)
+    start(main)

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import torch
 import typer
-from machine import description, peak_memory, report
+from machine import COUNTERFACT, description, peak_memory, report, start
 
 REST = peak_memory()
 
@@ -21,7 +21,7 @@ from ece.heap import large_blocks_apart  # noqa: E402
 
 
 def main(
-    data: Annotated[Path, typer.Option(help="CounterFact records.")] = Path("../shared/data/counterfact.json"),
+    data: Annotated[Path, typer.Option(help="CounterFact records.")] = COUNTERFACT,
     edits: Annotated[int, typer.Option(help="How many, from the first record.")] = 2000,
     batch_size: Annotated[int, typer.Option(help="Facts in a batch.")] = 100,
     method: Annotated[str, typer.Option(help="Which method.")] = "ece",
@@ -78,4 +78,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    start(main)

@@ -18,7 +18,7 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from machine import matmul_peak, peak_memory, report
+from machine import matmul_peak, peak_memory, report, start
 from plain import plain_search
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
@@ -35,7 +35,7 @@ from ece.methods.engine import written_contexts
 from ece.methods.recipe import PerFact, Recipe
 from ece.methods.registry import as_recipe
 from ece.methods.searching import search
-from ece.methods.subjects import prepared, states
+from ece.methods.subjects import prepared, states, wanted
 from ece.methods.writing import spread
 from ece.targets.descent import Adam
 
@@ -152,7 +152,7 @@ def measured(name: str, shape: Shape, facts: int, plain_facts: int, device: torc
         torch.cuda.reset_peak_memory_stats(device)
     model, clock = build(name, shape, device, dtype), Clock(device)
     records = ece.read_counterfact(shipped_file())[:facts]
-    wanted = [record.fact() for record in records]
+    asked = [record.fact() for record in records]
     first, last = shape.edited
     recipe: Recipe = replace(as_recipe("ece"), layers=tuple(range(first, last + 1)))
     history = ece.History()
@@ -164,24 +164,25 @@ def measured(name: str, shape: Shape, facts: int, plain_facts: int, device: torc
             plain_search(model, fact, last, before, steps=STEPS, rate=0.5, weights=recipe.weights)
 
     def update(delta: torch.Tensor) -> Any:
-        subjects = prepared(model, wanted, recipe, before)
-        hidden = states(model, wanted, last)
-        return spread(model, recipe, subjects, hidden + delta.to(hidden), moments, history)
+        subjects = prepared(model, asked, recipe, before)
+        hidden = states(model, asked, last)
+        reached = wanted(model, asked, recipe, before, hidden, delta)
+        return spread(model, recipe, subjects, reached, moments, history)
 
     moments = {layer: torch.eye(model.d_ff, device=model.weight(layer).device) for layer in recipe.edited}
-    plain_search(model, wanted[0], last, before, steps=1, rate=0.5, weights=recipe.weights)  # to warm the device up
-    search(model, wanted[:1], fast, history.warm, before)
+    plain_search(model, asked[0], last, before, steps=1, rate=0.5, weights=recipe.weights)  # to warm the device up
+    search(model, asked[:1], fast, history.warm, before)
     seconds: dict[str, float] = {}
-    seconds["plain"] = clock(lambda: plain(wanted[:plain_facts]))[0] / len(wanted[:plain_facts])
-    taken, fast_sought = clock(lambda: search(model, wanted, fast, history.warm, before))
-    seconds["fast"] = taken / len(wanted)
-    taken, default_sought = clock(lambda: search(model, wanted, recipe, history.warm, before))
-    seconds["default"] = taken / len(wanted)
+    seconds["plain"] = clock(lambda: plain(asked[:plain_facts]))[0] / len(asked[:plain_facts])
+    taken, fast_sought = clock(lambda: search(model, asked, fast, history.warm, before))
+    seconds["fast"] = taken / len(asked)
+    taken, default_sought = clock(lambda: search(model, asked, recipe, history.warm, before))
+    seconds["default"] = taken / len(asked)
     taken, (deltas, _, _) = clock(lambda: update(default_sought.solved.delta))
-    seconds["update"] = taken / len(wanted)
+    seconds["update"] = taken / len(asked)
     model.overlay.push(model, deltas)
     taken, _ = clock(lambda: evaluate(model, records))
-    seconds["evaluation"] = taken / len(wanted)
+    seconds["evaluation"] = taken / len(asked)
     return {
         "shape": {"layers": shape.layers, "d_model": model.d_model, "d_ff": model.d_ff, "edited": list(recipe.edited)},
         "parameters": sum(p.numel() for p in model.network.parameters()),
@@ -195,8 +196,8 @@ def measured(name: str, shape: Shape, facts: int, plain_facts: int, device: torc
         },
         "not_finite": int(default_sought.solved.failed.sum()),
         "peak_gb": torch.cuda.max_memory_allocated(device) / 1e9 if device.type == "cuda" else peak_memory(),
-        "facts": len(wanted),
-        "plain_facts": len(wanted[:plain_facts]),
+        "facts": len(asked),
+        "plain_facts": len(asked[:plain_facts]),
         "contexts": len(before),
     }
 
@@ -234,4 +235,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    start(main)

@@ -13,7 +13,7 @@ from typing import Annotated
 
 import torch
 import typer
-from machine import matmul_peak, report
+from machine import COUNTERFACT, matmul_peak, report, start
 from plain import plain_search
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -22,7 +22,7 @@ from ece.methods.engine import with_layers, written_contexts
 from ece.methods.recipe import PerFact, TwoStep
 from ece.methods.registry import as_recipe
 from ece.methods.searching import search
-from ece.methods.subjects import prepared, states
+from ece.methods.subjects import prepared, states, wanted
 from ece.methods.writing import spread, statistics
 from ece.targets.descent import Adam
 from ece.targets.warm import target_embeddings
@@ -48,7 +48,7 @@ def operations(
 
 
 def main(
-    data: Annotated[Path, typer.Option(help="CounterFact records.")] = Path("../shared/data/counterfact.json"),
+    data: Annotated[Path, typer.Option(help="CounterFact records.")] = COUNTERFACT,
     facts: Annotated[int, typer.Option(help="Facts to edit, from the first record.")] = 100,
     learned: Annotated[
         int, typer.Option(help="Edits solved before, from record 1000, that the default learns from.")
@@ -61,8 +61,8 @@ def main(
     model = ece.load()
     records = ece.read_counterfact(data)
     chosen = records[:facts]
-    wanted = [record.fact() for record in chosen]
-    recipe = with_layers(model, wanted, as_recipe("ece"))
+    asked = [record.fact() for record in chosen]
+    recipe = with_layers(model, asked, as_recipe("ece"))
     before = written_contexts(model)
     statistics(model, recipe)
     history = ece.History()
@@ -73,7 +73,7 @@ def main(
 
     seconds, peaks, scores, evaluations, rows = {}, {}, {}, {}, []
     began = time.perf_counter()
-    for fact in wanted[:plain_facts]:
+    for fact in asked[:plain_facts]:
         plain_search(model, fact, recipe.edited[-1], before, steps=25, rate=0.5, weights=recipe.weights)
     seconds["plain"] = (time.perf_counter() - began) / plain_facts
     rows.append(
@@ -88,20 +88,21 @@ def main(
         }
     )
     shares = {}
-    subjects = prepared(model, wanted, recipe, before)
-    moments, hidden = statistics(model, recipe), states(model, wanted, recipe.edited[-1])
+    subjects = prepared(model, asked, recipe, before)
+    moments, hidden = statistics(model, recipe), states(model, asked, recipe.edited[-1])
     for name, targets in SEARCHES.items():
         if only and name not in only:
             continue
         variant = replace(recipe, targets=targets)
         peak_before = matmul_peak()
         began = time.perf_counter()
-        solved = search(model, wanted, variant, history.warm, before).solved
+        solved = search(model, asked, variant, history.warm, before).solved
         seconds[name] = (time.perf_counter() - began) / facts
         evaluations[name] = solved.evaluations.float().mean().item()
         peaks[name] = (peak_before + matmul_peak()) / 2  # at its time: a shared machine's changes
-        shares[name] = operations(model, wanted, variant, history, before) / (facts * seconds[name]) / peaks[name]
-        deltas, _, _ = spread(model, variant, subjects, hidden + solved.delta, moments, history)
+        shares[name] = operations(model, asked, variant, history, before) / (facts * seconds[name]) / peaks[name]
+        reached = wanted(model, asked, variant, before, hidden, solved.delta)
+        deltas, _, _ = spread(model, variant, subjects, reached, moments, history)
         model.overlay.push(model, deltas)
         scores[name] = ece.summary(ece.evaluate(model, chosen))["score"]
         model.overlay.remove(model, deltas)
@@ -136,4 +137,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    start(main)

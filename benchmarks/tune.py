@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from machine import COUNTERFACT, start
 from tqdm import tqdm
 
 import ece
@@ -245,7 +246,7 @@ def keep_best(
 
 
 def main(
-    data: Annotated[Path, typer.Option(help="CounterFact records.")] = Path("../shared/data/counterfact.json"),
+    data: Annotated[Path, typer.Option(help="CounterFact records.")] = COUNTERFACT,
     model: Annotated[str, typer.Option(help="As for `ece edit`.")] = "smollm2",
     methods: Annotated[str, typer.Option(help="Names, separated by commas; all by default.")] = "",
     trials: Annotated[int, typer.Option(min=1, help="Of each method.")] = 20,
@@ -298,4 +299,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    start(main)

@@ -15,7 +15,7 @@ from typing import Annotated
 
 import torch
 import typer
-from machine import report
+from machine import COUNTERFACT, report, start
 
 import ece
 from ece.evaluation.benchmark import read_benchmark
@@ -68,8 +68,8 @@ def written(
     """Write the states h + delta `[facts, d_model]` batch after batch; the changes stay on the model."""
     kept: dict[int, torch.Tensor] = {}
     history, moments, made = ece.History(kept), statistics(model, recipe), []
-    for start in range(0, len(facts), batch_size):
-        part = slice(start, start + batch_size)
+    for first in range(0, len(facts), batch_size):
+        part = slice(first, first + batch_size)
         with model.overlay.suspended(model):
             targets = wanted(model, facts[part], recipe, before, hidden[part], delta[part])
         subjects = prepared(model, facts[part], recipe, before)
@@ -82,7 +82,7 @@ def written(
 
 
 def main(
-    data: Annotated[Path, typer.Option(help="Records of any benchmark.")] = Path("../shared/data/counterfact.json"),
+    data: Annotated[Path, typer.Option(help="Records of any benchmark.")] = COUNTERFACT,
     first: Annotated[int, typer.Option(help="First record.")] = 1000,
     facts: Annotated[int, typer.Option(help="Facts.")] = 300,
     batch_size: Annotated[int, typer.Option(help="Facts in a batch.")] = 100,
@@ -129,4 +129,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    start(main)

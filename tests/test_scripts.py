@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import json
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
 import alone
+import clashes
+import journal
+import machine
 import pytest
 import questions
+import sequential
+import shapes
+import targets
 import tiny as make
 import update
 
@@ -17,14 +24,18 @@ from ece.evaluation.benchmark import read_benchmark
 from ece.evaluation.zsre import Zsre
 from ece.facts import shipped_file
 from ece.methods.engine import written_contexts
+from ece.methods.recipe import PerFact
+from ece.targets.descent import Adam, LogOdds
 
 QUICK = ["corpus=python", "tokens=600", "layers=0,1", "targets.descent.evaluations=3"]
 
 
 @pytest.fixture(autouse=True)
 def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Wherever a script loads the embedded model, it finds a tiny one."""
+    """Wherever a script loads the embedded model, it finds a tiny one, on a machine with a peak of 1 TFLOP/s."""
     monkeypatch.setattr(ece, "load", lambda: make.build("llama"))
+    for script in (targets, shapes):
+        monkeypatch.setattr(script, "matmul_peak", lambda *_: 1e12)
 
 
 def written(file: Path) -> dict[str, Any]:
@@ -96,3 +107,79 @@ def test_questions_are_of_tuning_records_alone_and_unrelated_ones_are_not_edited
     assert questions.form_of("{} hums") is None
     with pytest.raises(ece.UserError, match="smaller number with --facts"):
         questions.main(data, facts=9, out=out)
+
+
+def test_searches_are_timed_and_their_edits_scored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    short = {"fast": PerFact(Adam(steps=3)), "default": PerFact(LogOdds(evaluations=3), views=2, warm=True)}
+    monkeypatch.setattr(targets, "SEARCHES", short)
+    file = tmp_path / "targets.json"
+    targets.main(shipped_file(), facts=2, learned=0, plain_facts=1, only=["fast", "default"], json=file)
+    found = written(file)
+    assert found["seconds_per_edit"].keys() == {"plain", "fast", "default"}
+    assert found["evaluations"] == {"fast": 3, "default": 3}
+    assert all(0 < share < 1 for share in found["share_of_peak"].values())
+    assert found["score"].keys() == {"fast", "default"}
+
+
+def test_every_part_of_an_edit_is_timed_at_the_shape_of_a_large_model(tmp_path: Path):
+    file = tmp_path / "shapes.json"
+    shapes.main(["gpt2-xl"], device="cpu", dtype="float32", scale=0.03, facts=2, plain_facts=1, json=file)
+    (of,) = written(file)["shapes"].values()
+    assert of["seconds_per_edit"].keys() == {"plain", "fast", "default", "update", "evaluation"}
+    assert (of["facts"], of["plain_facts"], of["not_finite"]) == (2, 1, 0)
+
+
+def test_a_sequence_is_timed_by_batch_and_measured_where_it_is_asked(tmp_path: Path):
+    file = tmp_path / "sequential.json"
+    sequential.main(shipped_file(), edits=5, batch_size=2, method="ece", set=QUICK, measure="2,5", json=file)
+    found = written(file)
+    assert [row["edits"] for row in found["batches"]] == [2, 4, 5]
+    assert {count: of["edited"]["efficacy"]["records"] for count, of in found["quality"].items()} == {"2": 2, "5": 5}
+    model, records = make.build("llama"), ece.read_counterfact(shipped_file())[:5]
+    method = ece.method("ece").with_options(dict(option.split("=", 1) for option in QUICK))
+    made = list(ece.edit_in_sequence(model, [record.fact() for record in records], method, 2))
+    assert [len(edit.manifest.facts) for edit in made] == [2, 2, 1]
+    mine = ece.summary(ece.evaluate(model, records))["score"].mean
+    assert found["quality"]["5"]["edited"]["score"]["mean"] == pytest.approx(mine)
+
+
+def test_evaluation_both_ways_agrees(tmp_path: Path):
+    spec = spec_from_file_location("evaluation", Path(machine.__file__).with_name("evaluate.py"))
+    assert spec
+    assert spec.loader
+    evaluate = module_from_spec(spec)
+    spec.loader.exec_module(evaluate)
+    evaluate.matmul_peak = lambda *_: 1e12
+    file = tmp_path / "evaluate.json"
+    evaluate.main(shipped_file(), records=3, plain_records=2, texts=1, json=file)
+    found = written(file)
+    assert found["largest_difference_in_nats"] < 1e-4
+    assert found["differing_exact_answers"] == 0
+    assert found["records"] == {"ours": 3, "plain": 2, "texts": 1}
+
+
+def test_paraphrases_and_other_subjects_are_counted_at_each_threshold(tmp_path: Path):
+    file = tmp_path / "clashes.json"
+    clashes.main(shipped_file(), first=0, facts=6, json=file)
+    rows = written(file)["rows"]
+    near = [row["paraphrases (%)"] for row in rows[:-1]]
+    assert near == sorted(near)
+    assert len(near) == len(clashes.THRESHOLDS)
+
+
+def test_the_journal_is_timed(capsys: pytest.CaptureFixture[str]):
+    journal.main(batches=2, facts=3, layers="0,1")
+    size, opened, undone = capsys.readouterr().out.splitlines()
+    assert size.startswith("6 facts take ")
+    assert opened.startswith("opened, checked and applied in ")
+    assert undone.startswith("last batch undone in ")
+
+
+def test_a_script_ends_in_one_line_where_its_data_is_missing(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr("sys.argv", ["update.py", "--data", "nowhere.json"])
+    with pytest.raises(SystemExit) as ended:
+        machine.start(update.main)
+    assert ended.value.code == 2
+    assert capfd.readouterr().err.splitlines()[-1].startswith("error: nowhere.json: cannot be read")
