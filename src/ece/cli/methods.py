@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
@@ -21,11 +22,15 @@ def methods(
     from ece.methods.registry import METHODS, method
 
     if name is None:
-        table = Table("method", "what it is", "source", "cost of a fact", "needs")
+        table = Table(box=SIMPLE_HEAD)
+        table.add_column("method", no_wrap=True)
+        table.add_column("what it is, and where it is from", ratio=5)
+        table.add_column("cost of a fact, and what it needs", ratio=3)
         report: dict[str, Any] = {}
         for recipe in METHODS.values():
             about = (recipe.summary, recipe.source, recipe.cost, recipe.needs)
-            table.add_row(recipe.name, *map(escape, about))
+            summary, source, cost, needs = map(escape, about)
+            table.add_row(recipe.name, f"{summary}\n[dim]{source}[/]", f"{cost}\n[dim]{needs}[/]")
             report[recipe.name] = dict(zip(("summary", "source", "cost", "needs"), about, strict=True))
         show(as_json, report, table)
         return
