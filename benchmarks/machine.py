@@ -18,19 +18,16 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ece.errors import UserError
-
 COUNTERFACT = Path(os.environ.get("ECE_DATA") or "../shared/data") / "counterfact.json"
 """CounterFact's records, unless `--data` names others."""
 
 
 def start(main: Callable[..., None]) -> None:
     """Run a script with the options it was given. Bad input ends with one line on stderr and exit code 2."""
-    try:
+    from ece.cli.output import refusals  # here, for a sequence's memory at rest is that before ece is imported
+
+    with refusals():
         typer.run(main)
-    except UserError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise SystemExit(2) from None
 
 
 def description() -> dict[str, Any]:

@@ -38,6 +38,11 @@ def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(script, "matmul_peak", lambda *_: 1e12)
 
 
+def quick() -> Any:
+    """`ece` with those options."""
+    return ece.method("ece").with_options(dict(option.split("=", 1) for option in QUICK))
+
+
 def written(file: Path) -> dict[str, Any]:
     return json.loads(file.read_text())
 
@@ -55,11 +60,10 @@ def test_batches_alone_see_only_their_own_edit(tmp_path: Path):
     assert "specificity_kept" in both["methods"]["ece"]
     # The first batch's records are half of the four, and nothing of the second batch's edit reached them.
     model, records = make.build("llama"), ece.read_counterfact(shipped_file())[:4]
-    method = ece.method("ece").with_options(dict(option.split("=", 1) for option in QUICK))
     scores = [
         score
         for batch in (records[:2], records[2:])
-        for score in alone.alone(model, batch, method, written_contexts(model))[0]
+        for score in alone.alone(model, batch, quick(), written_contexts(model))[0]
     ]
     assert ece.summary(scores)["efficacy"].mean == pytest.approx(both["methods"]["ece"]["efficacy"]["mean"])
     assert ece.summary(scores[:2])["efficacy"].mean == pytest.approx(one["methods"]["ece"]["efficacy"]["mean"])
@@ -136,14 +140,14 @@ def test_a_sequence_is_timed_by_batch_and_measured_where_it_is_asked(tmp_path: P
     assert [row["edits"] for row in found["batches"]] == [2, 4, 5]
     assert {count: of["edited"]["efficacy"]["records"] for count, of in found["quality"].items()} == {"2": 2, "5": 5}
     model, records = make.build("llama"), ece.read_counterfact(shipped_file())[:5]
-    method = ece.method("ece").with_options(dict(option.split("=", 1) for option in QUICK))
-    made = list(ece.edit_in_sequence(model, [record.fact() for record in records], method, 2))
+    made = list(ece.edit_in_sequence(model, [record.fact() for record in records], quick(), 2))
     assert [len(edit.manifest.facts) for edit in made] == [2, 2, 1]
     mine = ece.summary(ece.evaluate(model, records))["score"].mean
     assert found["quality"]["5"]["edited"]["score"]["mean"] == pytest.approx(mine)
 
 
 def test_evaluation_both_ways_agrees(tmp_path: Path):
+    # by its file: `evaluate` is a package's name too
     spec = spec_from_file_location("evaluation", Path(machine.__file__).with_name("evaluate.py"))
     assert spec
     assert spec.loader

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import logging
-import sys
 
 import typer
 from rich.logging import RichHandler
-from rich.markup import escape
 
 from ece.cli.abilities import abilities
 from ece.cli.ask import ask
@@ -19,14 +17,13 @@ from ece.cli.explain import explain
 from ece.cli.export import export
 from ece.cli.log import log
 from ece.cli.methods import methods
-from ece.cli.output import err, printable
+from ece.cli.output import err, printable, refusals
 from ece.cli.serve import serve
 from ece.cli.study import study
 from ece.cli.trace import trace
 from ece.cli.train import train
 from ece.cli.undo import undo
 from ece.cli.verify import verify
-from ece.errors import UserError
 from ece.heap import large_blocks_apart
 
 app = typer.Typer(
@@ -60,8 +57,5 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("ece").setLevel(logging.INFO)
     large_blocks_apart()
-    try:
+    with refusals():
         app()
-    except UserError as error:
-        err.print(f"[red]error:[/] {escape(printable(str(error)))}", soft_wrap=True, highlight=False)
-        sys.exit(2)

@@ -5,9 +5,14 @@ from __future__ import annotations
 import json
 import math
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console, RenderableType
+from rich.markup import escape
+
+from ece.errors import UserError
 
 out, err = Console(), Console(stderr=True)
 
@@ -18,6 +23,16 @@ def show(as_json: bool, report: dict[str, Any], shown: RenderableType) -> None:
         sys.stdout.write(json.dumps(finite(report), ensure_ascii=False) + "\n")
     else:
         out.print(shown, soft_wrap=isinstance(shown, str))  # a path is not to be broken; tables wrap in their cells
+
+
+@contextmanager
+def refusals() -> Iterator[None]:
+    """Bad input inside ends with one line on stderr and exit code 2."""
+    try:
+        yield
+    except UserError as error:
+        err.print(f"[red]error:[/] {escape(printable(str(error)))}", soft_wrap=True, highlight=False)
+        sys.exit(2)
 
 
 def printable(text: str) -> str:
