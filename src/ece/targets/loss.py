@@ -10,7 +10,6 @@ from typing import Annotated, Literal
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from ece.facts import Fact
 from ece.models.model import Model
@@ -233,30 +232,38 @@ class TargetLoss:
         with torch.enable_grad():
             delta = delta.detach().requires_grad_()
             logits = self._rows.logits(delta)
-            nll = self._nll(logits).to(delta.device)
-            loss = nll + self.weights.kl * self._kl(logits).to(delta.device) if self.weights.kl else nll
-            (gradient,) = torch.autograd.grad(loss.sum(), delta)
+        nll, loss, slope = self._of_logits(logits.detach())
+        (gradient,) = torch.autograd.grad(logits, delta, slope)
         norm = delta.detach().norm(dim=1)
         scale = self.weights.decay / self.size**2
         decay_gradient = torch.where(norm > 0, scale / norm, 0)[:, None] * delta.detach()
         first = self._first(logits.detach()).to(delta.device) if ranked else None
-        return Value(nll.detach(), loss.detach() + scale * norm, gradient + decay_gradient, first)
+        return Value(nll.to(delta.device), loss.to(delta.device) + scale * norm, gradient + decay_gradient, first)
 
     def project(self, delta: Tensor) -> Tensor:
         """The nearest delta inside the ball of radius clamp * size."""
         radius = self.weights.clamp * self.size
         return delta * (radius / delta.norm(dim=1).clamp_min(1e-30)).clamp_max(1)[:, None]
 
-    def _nll(self, logits: Tensor) -> Tensor:
-        """Of the prompts' predictions `[facts]`."""
-        token = self._token.to(logits.device)
-        losses = cross_entropy(logits, token, reduction="none", ignore_index=ESSENCE_TOKEN)
-        return self._of_facts(losses * self._share.to(logits.device))
+    @torch.no_grad()
+    def _of_logits(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """NLL and loss `[facts]`, and the loss's gradient by the logits `[predictions, vocabulary]`.
 
-    def _kl(self, logits: Tensor) -> Tensor:
-        """KL(edited || unedited) `[facts]` after the essence prompts."""
-        now = logits[(self._token == ESSENCE_TOKEN).to(logits.device)].log_softmax(-1)
-        return (now.exp() * (now - self._reference.to(now.device))).sum(-1)
+        By hand, for autograd would go through the vocabulary once for each step there and back: with p the predicted
+        probabilities, that of -log p[token] is p - onehot(token), that of KL(p || q) is p * (log p - log q - KL).
+        """
+        token, share, reference = (x.to(logits.device) for x in (self._token, self._share, self._reference))
+        log_p = logits.log_softmax(-1)
+        slope, token = log_p.exp(), token[:, None]
+        nll = self._of_facts(-log_p.gather(1, token.clamp_min(0))[:, 0] * share)
+        if not self.weights.kl:
+            return nll, nll, slope.mul_(share[:, None]).scatter_add_(1, token, -share[:, None])
+        essence = (token[:, 0] == ESSENCE_TOKEN).nonzero()[:, 0]
+        p, surprise = slope[essence], log_p[essence] - reference
+        kl = (p * surprise).sum(1, keepdim=True)
+        slope.mul_(share[:, None]).scatter_add_(1, token.clamp_min(0), -share[:, None])
+        slope[essence] = self.weights.kl * p * (surprise - kl)
+        return nll, nll + self.weights.kl * kl[:, 0], slope
 
     def _first(self, logits: Tensor) -> Tensor:
         """Whether every token of the target is the most probable one `[facts]`."""
