@@ -19,8 +19,8 @@ from ece.locate.scores import smallest_set
 from ece.methods.recipe import PerFact, Recipe, TwoStep
 from ece.methods.subjects import activations
 from ece.models import Model
-from ece.models.abreast import abreast, workers
-from ece.models.replay import of_device, passes
+from ece.models.abreast import abreast, side_by_side, workers
+from ece.models.replay import evenly, of_device
 from ece.models.tails import SharedPrefixes
 from ece.models.tokens import locate
 from ece.targets.clusters import Clusters, grouped
@@ -192,7 +192,7 @@ def _in_passes(
     texts = [locate(model, fact.prompt, fact.subject, target=fact.target) for fact in facts]
     rows = math.ceil((len(before) + 1) / views)
     lengths = [rows * (len(text.read) - text.subject_last + ROW_TOKENS) for text in texts]
-    groups = list(passes(lengths, pass_tokens(model)))
+    groups = _groups(lengths, pass_tokens(model), side_by_side(model))
     found: list[Solved] = []
     with tqdm(total=len(facts), desc="targets", unit="fact", leave=False, disable=None) as bar:
         for group, solved in zip(groups, abreast(map(task, groups), workers(model)), strict=True):
@@ -201,3 +201,10 @@ def _in_passes(
             bar.update(len(group))
     back = torch.tensor([i for group in groups for i in group]).argsort()
     return Solved.joined(found, back)
+
+
+def _groups(lengths: Sequence[int], at_most: int, side_by_side: int) -> list[list[int]]:
+    """The numbers of the facts in groups of like length, shortest first, as even as the last pair's cores are busy."""
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    rounds = math.ceil(sum(lengths) / (at_most * side_by_side))
+    return [[order[place] for place in run] for run in evenly([lengths[i] for i in order], rounds * side_by_side)]

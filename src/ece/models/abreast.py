@@ -24,7 +24,12 @@ R = TypeVar("R")
 
 def workers(model: Model) -> int:
     """How many passes the model's device takes at a time."""
-    return min(ABREAST, torch.get_num_threads()) if model.device.type == "cpu" else 1
+    return min(side_by_side(model), torch.get_num_threads())
+
+
+def side_by_side(model: Model) -> int:
+    """How many passes the model's device takes at a time where it has the threads for them."""
+    return ABREAST if model.device.type == "cpu" else 1
 
 
 def abreast(tasks: Iterable[Callable[[], R]], workers: int) -> Iterator[R]:

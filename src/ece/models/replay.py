@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -231,6 +232,14 @@ def passes(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
             size += 1
         yield order[:size]
         order = order[size:]
+
+
+def evenly(lengths: Sequence[int], parts: int) -> list[range]:
+    """Runs of rows of about the same number of tokens, at most so many."""
+    ends = list(accumulate(lengths))
+    of_row = [(end - length / 2) * parts // ends[-1] for end, length in zip(ends, lengths, strict=True)]
+    bounds = [row for row in range(len(lengths)) if row == 0 or of_row[row] > of_row[row - 1]]
+    return [range(first, stop) for first, stop in pairwise([*bounds, len(lengths)])]
 
 
 def of_device(model: Model, tokens: Mapping[str, int]) -> int:
