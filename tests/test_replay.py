@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from ece.models import Model
-from ece.models.replay import Led, keys_captured, padded, record
+from ece.models.replay import Led, evenly, keys_captured, padded, record
 from ece.models.tails import SharedPrefixes, Tails
 
 VOCABULARY = 300
@@ -221,3 +221,12 @@ def test_longest_prefix():
     assert prefixes.longest([1, 2, 3, 4], 2)[1] == 2
     assert prefixes.longest([1, 9, 9], 3) == (2, 2)
     assert prefixes.longest([5], 1)[1] == 0
+
+
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=40), st.integers(1, 12))
+def test_rows_are_divided_evenly(lengths: list[int], parts: int):
+    runs = evenly(lengths, parts)
+    assert [row for run in runs for row in run] == list(range(len(lengths)))
+    assert len(runs) <= parts
+    assert all(runs)
+    assert max(sum(lengths[row] for row in run) for run in runs) <= sum(lengths) / parts + max(lengths)

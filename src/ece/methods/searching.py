@@ -204,7 +204,7 @@ def _in_passes(
 
 
 def _groups(lengths: Sequence[int], at_most: int, side_by_side: int) -> list[list[int]]:
-    """The numbers of the facts in groups of like length, shortest first, as even as the last pair's cores are busy."""
+    """The numbers of the facts in even groups of like length, shortest first: no core is idle at the end."""
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
     rounds = math.ceil(sum(lengths) / (at_most * side_by_side))
     return [[order[place] for place in run] for run in evenly([lengths[i] for i in order], rounds * side_by_side)]
