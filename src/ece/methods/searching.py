@@ -30,7 +30,7 @@ from ece.targets.views import Views
 from ece.targets.warm import WarmStart, target_embeddings
 
 PASS_TOKENS = {"cpu": 200, "other": 8192}
-"""Tail tokens in one pass: enough to keep the processor busy, few enough to keep memory small."""
+"""Tail tokens in one pass, on average at most: enough to keep the processor busy, few enough to keep memory small."""
 
 ROW_TOKENS = 2
 """What a row counts besides its tail's tokens: its past, which attention takes in, and its predictions."""
@@ -192,7 +192,7 @@ def _in_passes(
     texts = [locate(model, fact.prompt, fact.subject, target=fact.target) for fact in facts]
     rows = math.ceil((len(before) + 1) / views)
     lengths = [rows * (len(text.read) - text.subject_last + ROW_TOKENS) for text in texts]
-    groups = _groups(lengths, pass_tokens(model), side_by_side(model))
+    groups = _groups(model, lengths)
     found: list[Solved] = []
     with tqdm(total=len(facts), desc="targets", unit="fact", leave=False, disable=None) as bar:
         for group, solved in zip(groups, abreast(map(task, groups), workers(model)), strict=True):
@@ -203,8 +203,9 @@ def _in_passes(
     return Solved.joined(found, back)
 
 
-def _groups(lengths: Sequence[int], at_most: int, side_by_side: int) -> list[list[int]]:
+def _groups(model: Model, lengths: Sequence[int]) -> list[list[int]]:
     """The numbers of the facts in even groups of like length, shortest first: no core is idle at the end."""
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
-    rounds = math.ceil(sum(lengths) / (at_most * side_by_side))
-    return [[order[place] for place in run] for run in evenly([lengths[i] for i in order], rounds * side_by_side)]
+    at_a_time = side_by_side(model)
+    rounds = math.ceil(sum(lengths) / (pass_tokens(model) * at_a_time))
+    return [[order[place] for place in run] for run in evenly([lengths[i] for i in order], rounds * at_a_time)]

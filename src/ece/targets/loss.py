@@ -252,18 +252,18 @@ class TargetLoss:
         By hand, for autograd would go through the vocabulary once for each step there and back: with p the predicted
         probabilities, that of -log p[token] is p - onehot(token), that of KL(p || q) is p * (log p - log q - KL).
         """
-        token, share, reference = (x.to(logits.device) for x in (self._token, self._share, self._reference))
+        essence = (self._token == ESSENCE_TOKEN).nonzero()[:, 0].to(logits.device)
+        token = self._token.to(logits.device).clamp_min(0)[:, None]
+        share = self._share.to(logits.device)[:, None]  # zero after the essence prompts
         log_p = logits.log_softmax(-1)
-        slope, token = log_p.exp(), token[:, None]
-        nll = self._of_facts(-log_p.gather(1, token.clamp_min(0))[:, 0] * share)
-        if not self.weights.kl:
-            return nll, nll, slope.mul_(share[:, None]).scatter_add_(1, token, -share[:, None])
-        essence = (token[:, 0] == ESSENCE_TOKEN).nonzero()[:, 0]
-        p, surprise = slope[essence], log_p[essence] - reference
-        kl = (p * surprise).sum(1, keepdim=True)
-        slope.mul_(share[:, None]).scatter_add_(1, token.clamp_min(0), -share[:, None])
-        slope[essence] = self.weights.kl * p * (surprise - kl)
-        return nll, nll + self.weights.kl * kl[:, 0], slope
+        loss = nll = self._of_facts((-log_p.gather(1, token) * share)[:, 0])
+        slope = log_p.exp().mul_(share).scatter_add_(1, token, -share)
+        if self.weights.kl:
+            p, surprise = log_p[essence].exp(), log_p[essence] - self._reference.to(logits.device)
+            kl = (p * surprise).sum(1, keepdim=True)
+            loss = nll + self.weights.kl * kl[:, 0]
+            slope[essence] = self.weights.kl * p * (surprise - kl)
+        return nll, loss, slope
 
     def _first(self, logits: Tensor) -> Tensor:
         """Whether every token of the target is the most probable one `[facts]`."""
