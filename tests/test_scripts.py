@@ -117,7 +117,7 @@ def test_searches_are_timed_and_their_edits_scored(tmp_path: Path, monkeypatch: 
     short = {"fast": PerFact(Adam(steps=3)), "default": PerFact(LogOdds(evaluations=3), views=2, warm=True)}
     monkeypatch.setattr(targets, "SEARCHES", short)
     file = tmp_path / "targets.json"
-    targets.main(shipped_file(), facts=2, learned=0, plain_facts=1, only=["fast", "default"], json=file)
+    targets.main(shipped_file(), facts=2, learned=0, plain_facts=1, only=["fast", "default"], at_least=0, json=file)
     found = written(file)
     assert found["seconds_per_edit"].keys() == {"plain", "fast", "default"}
     assert found["evaluations"] == {"fast": 3, "default": 3}
