@@ -1,7 +1,7 @@
 """What the update is made of, at fixed targets: text, tokens and shrinking of E[kk^T], lambda, neurons, kept prompts.
 
-Targets are sought once, on the original weights, and written in batches with history under each setting. How far that
-misses them tells what a bad figure is due to: what was written, or what was sought.
+Targets are sought once, on the original weights, and written in batches with history under each setting, or all of them
+in one batch. How far that misses them tells what a bad figure is due to: what was written, or what was sought.
 
     python benchmarks/update.py --data counterfact.json [--first 1000] [--facts 300] [--json FILE]
 """
@@ -30,6 +30,9 @@ SHOWN = (
     *("efficacy", "generalization", "specificity", "specificity_gold", "specificity_kept", "specificity_unchanged"),
     *("score", "efficacy_exact"),
 )
+
+IN_ONE_BATCH = "all in one batch"
+"""The default, but for the size of a batch."""
 
 
 def settings(recipe: ece.Recipe, d_ff: int) -> dict[str, ece.Recipe]:
@@ -110,9 +113,11 @@ def main(
     found |= {"set": set or [], "layers": recipe.edited, "nll": float(solved.nll.mean())}
     found["step"] = float((solved.delta.norm(dim=1) / hidden.norm(dim=1)).mean())
     compared = settings(recipe, model.d_ff) | {Path(name).name: replace(recipe, corpus=name) for name in text or []}
+    sizes = dict.fromkeys(compared, batch_size) | {IN_ONE_BATCH: facts}
+    compared |= {IN_ONE_BATCH: recipe}
     asked = {n: s for n, s in compared.items() if not only or any(part in n for part in only)}
     for name, setting in asked.items():
-        made = written(model, chosen, setting, before, hidden, solved.delta, batch_size)
+        made = written(model, chosen, setting, before, hidden, solved.delta, sizes[name])
         quality = evaluated.summary(evaluated.evaluate(model), unedited)
         missed = (states(model, chosen, recipe.edited[-1]) - hidden - solved.delta).norm(dim=1)
         missed /= solved.delta.norm(dim=1)

@@ -71,12 +71,15 @@ def test_batches_alone_see_only_their_own_edit(tmp_path: Path):
 
 def test_settings_of_the_update_share_their_targets(tmp_path: Path):
     file = tmp_path / "update.json"
-    update.main(shipped_file(), 0, 4, 2, every=2, only=["default", "lambda 100"], text=None, set=QUICK, json=file)
+    asked = ["default", "lambda 100", "one batch"]
+    update.main(shipped_file(), 0, 4, 2, every=2, only=asked, text=None, set=QUICK, json=file)
     found = written(file)
     assert found["facts"] == 4
     assert found["default"]["efficacy"]["records"] == 2
     assert {"default", "lambda 100", "lambda 10000"} <= found.keys()
     assert found["lambda 100"]["missed"] < found["default"]["missed"] < found["lambda 10000"]["missed"]
+    update.main(shipped_file(), 0, 4, 4, every=2, only=["default"], text=None, set=QUICK, json=file)
+    assert found["all in one batch"] == written(file)["default"] != found["default"]
 
 
 def test_questions_are_of_tuning_records_alone_and_unrelated_ones_are_not_edited(
