@@ -252,13 +252,13 @@ class TargetLoss:
         By hand, for autograd would go through the vocabulary once for each step there and back: with p the predicted
         probabilities, that of -log p[token] is p - onehot(token), that of KL(p || q) is p * (log p - log q - KL).
         """
-        essence = (self._token == ESSENCE_TOKEN).nonzero()[:, 0].to(logits.device)
         token = self._token.to(logits.device).clamp_min(0)[:, None]
         share = self._share.to(logits.device)[:, None]  # zero after the essence prompts
         log_p = logits.log_softmax(-1)
         loss = nll = self._of_facts((-log_p.gather(1, token) * share)[:, 0])
         slope = log_p.exp().mul_(share).scatter_add_(1, token, -share)
         if self.weights.kl:
+            essence = (self._token == ESSENCE_TOKEN).nonzero()[:, 0].to(logits.device)
             p, surprise = log_p[essence].exp(), log_p[essence] - self._reference.to(logits.device)
             kl = (p * surprise).sum(1, keepdim=True)
             loss = nll + self.weights.kl * kl[:, 0]
