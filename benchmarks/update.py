@@ -39,6 +39,7 @@ def settings(recipe: ece.Recipe, d_ff: int) -> dict[str, ece.Recipe]:
     """The default, and one change at a time."""
     return {
         "default": recipe,
+        IN_ONE_BATCH: recipe,
         "python's reference alone": replace(recipe, corpus="python"),
         "2 tokens per neuron": replace(recipe, tokens=2 * d_ff),
         "8 tokens per neuron": replace(recipe, tokens=8 * d_ff),
@@ -113,11 +114,10 @@ def main(
     found |= {"set": set or [], "layers": recipe.edited, "nll": float(solved.nll.mean())}
     found["step"] = float((solved.delta.norm(dim=1) / hidden.norm(dim=1)).mean())
     compared = settings(recipe, model.d_ff) | {Path(name).name: replace(recipe, corpus=name) for name in text or []}
-    sizes = dict.fromkeys(compared, batch_size) | {IN_ONE_BATCH: facts}
-    compared |= {IN_ONE_BATCH: recipe}
     asked = {n: s for n, s in compared.items() if not only or any(part in n for part in only)}
     for name, setting in asked.items():
-        made = written(model, chosen, setting, before, hidden, solved.delta, sizes[name])
+        size = facts if name == IN_ONE_BATCH else batch_size
+        made = written(model, chosen, setting, before, hidden, solved.delta, size)
         quality = evaluated.summary(evaluated.evaluate(model), unedited)
         missed = (states(model, chosen, recipe.edited[-1]) - hidden - solved.delta).norm(dim=1)
         missed /= solved.delta.norm(dim=1)

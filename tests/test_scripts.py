@@ -116,6 +116,15 @@ def test_questions_are_of_tuning_records_alone_and_unrelated_ones_are_not_edited
         questions.main(data, facts=9, out=out)
 
 
+def test_short_searches_are_repeated_in_turn_with_the_peak(monkeypatch: pytest.MonkeyPatch):
+    clock = iter([0.0, 5.0, 10.0, 12.0, 20.0, 29.0])
+    peaks = iter([1.0, 2.0, 3.0, 10.0])
+    monkeypatch.setattr(targets.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(targets, "matmul_peak", lambda: next(peaks))
+    sought: Any = iter(["first", "second", "third"])
+    assert targets.in_turn(lambda: next(sought), 8) == ("third", 5.0, 2.5)
+
+
 def test_searches_are_timed_and_their_edits_scored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     short = {"fast": PerFact(Adam(steps=3)), "default": PerFact(LogOdds(evaluations=3), views=2, warm=True)}
     monkeypatch.setattr(targets, "SEARCHES", short)
