@@ -345,6 +345,18 @@ def test_warm_start_is_one_ridge_regression_however_it_was_learned():
     torch.testing.assert_close(warm(embeddings[:4], hidden), expected.float())
 
 
+def test_what_a_warm_start_keeps_does_not_grow():
+    warm = WarmStart()
+    assert warm.learned == []
+    warm.learn(torch.randn(20, 6), torch.randn(20, 6))
+    before = [part.shape for part in warm.learned]
+    alone = warm.copy()
+    for _ in range(5):
+        warm.learn(torch.randn(50, 6), torch.randn(50, 6))
+    assert [part.shape for part in warm.learned] == before
+    assert not any(torch.equal(mine, yours) for mine, yours in zip(alone.learned[1:], warm.learned[1:], strict=True))
+
+
 def test_warm_start_ignores_failed_facts():
     embeddings = torch.randn(30, 8)
     delta = torch.randn(30, 8)

@@ -50,7 +50,7 @@ class Packing:
         return self.unpack(values.transpose(1, 2)).transpose(1, 2)
 
     def calls(self, calls: Sequence[Call]) -> list[Call]:
-        """What layers are handed for the rows, for the one long row instead; their attention is told of the packing."""
+        """What layers are handed for the rows, for the one long row instead."""
         packed: dict[int, Tensor] = {}
 
         def of(value: Any) -> Any:
@@ -62,7 +62,4 @@ class Packing:
                 packed[id(value)] = self.pack(value)
             return packed[id(value)]
 
-        return [
-            (of(arguments), {name: of(value) for name, value in options.items()} | {"packing": self})
-            for arguments, options in calls
-        ]
+        return [(of(arguments), {name: of(value) for name, value in options.items()}) for arguments, options in calls]

@@ -25,6 +25,22 @@ from ece.models.padding import Call, Packing
 KeysAndValues = tuple[Tensor, Tensor]
 
 
+@dataclass(frozen=True)
+class Shared:
+    """Beginnings that rows have in common, each kept once."""
+
+    states: dict[int, KeysAndValues]
+    """By layer, both `[beginnings, heads, positions, head_dim]`."""
+
+    which: Tensor
+    """`[rows]`: the beginning of each row."""
+
+    def of_rows(self, layer: int, part: int) -> Tensor:
+        """Keys (part 0) or values (1) of each row `[rows, heads, positions, head_dim]`."""
+        states = self.states[layer][part]
+        return states.index_select(0, self.which.to(states.device))
+
+
 @dataclass
 class Past:
     """Attention keys and values of earlier positions, held fixed. Layers use it as they use a cache."""
@@ -41,21 +57,32 @@ class Past:
     packing: Packing | None = None
     """Where the layers get their rows packed."""
 
+    shared: Shared | None = None
+    """What comes before `states`."""
+
     @classmethod
     def empty(cls, rows: int, device: torch.device) -> Past:
         """No earlier positions."""
         return cls(torch.zeros(rows, 0, dtype=torch.bool, device=device), {})
 
     def update(self, key: Tensor, value: Tensor, layer_idx: int, *_: Any, **__: Any) -> KeysAndValues:
-        """The past followed by the present, as attention wants it."""
-        if self.packing:
-            key, value = self.packing.heads(key), self.packing.heads(value)
+        """The past followed by the present, as attention wants it; if packed, the present (it asks for the `whole`)."""
         if self.seen is not None:
-            self.seen[layer_idx] = (key, value)
-        if layer_idx not in self.states:
+            self.seen[layer_idx] = (self._in_rows(key), self._in_rows(value))
+        if self.packing:
             return key, value
-        past_key, past_value = self.states[layer_idx]
-        return torch.cat([past_key, key], dim=2), torch.cat([past_value, value], dim=2)
+        return self.whole(layer_idx, 0, key), self.whole(layer_idx, 1, value)
+
+    def whole(self, layer: int, part: int, present: Tensor) -> Tensor:
+        """The past's keys (part 0) or values (1) followed by the present ones `[rows, heads, positions, head_dim]`."""
+        parts = [self.shared.of_rows(layer, part)] if self.shared else []
+        if layer in self.states:
+            parts.append(self.states[layer][part])
+        present = self._in_rows(present)
+        return torch.cat([*parts, present], dim=2) if parts else present
+
+    def _in_rows(self, present: Tensor) -> Tensor:
+        return self.packing.heads(present) if self.packing else present
 
     def extended(self, visible: Tensor) -> Past:
         """This past with what was seen appended; `visible` `[rows, new]` tells the new positions from padding."""
@@ -66,7 +93,7 @@ class Past:
             else (key, value)
             for layer, (key, value) in seen.items()
         }
-        return Past(torch.cat([self.visible, visible], dim=1), states)
+        return Past(torch.cat([self.visible, visible], dim=1), states, shared=self.shared)
 
     def select(self, rows: Tensor) -> Past:
         """Some rows (repeats allowed)."""
@@ -74,11 +101,17 @@ class Past:
             layer: (key[rows.to(key.device)], value[rows.to(value.device)])
             for layer, (key, value) in self.states.items()
         }
-        return Past(self.visible[rows], states)
+        shared = replace(self.shared, which=self.shared.which[rows]) if self.shared else None
+        return Past(self.visible[rows], states, shared=shared)
+
+    def begun(self, which: Tensor) -> Past:
+        """The past of rows that begin with what is rows here `[rows]`; nothing is copied for each."""
+        return Past(self.visible[which], {}, shared=Shared(self.states, which) if self.states else None)
 
     def of_layers(self, layers: range) -> Past:
         """What some layers remember; nothing is copied."""
-        return Past(self.visible, {layer: states for layer, states in self.states.items() if layer in layers})
+        states = {layer: states for layer, states in self.states.items() if layer in layers}
+        return Past(self.visible, states, shared=self.shared)
 
 
 @dataclass
@@ -174,7 +207,9 @@ def record(model: Model, ids: Tensor, visible: Tensor, past: Past | None = None,
             position_ids=positions,
             **model.remembering(past),
         )
-    return Replay(model, inputs[0], past, packing.calls(calls) if packing else calls)
+    if packing:
+        calls = [(arguments, options | {"past": past}) for arguments, options in packing.calls(calls)]
+    return Replay(model, inputs[0], past, calls)
 
 
 def _mask(past: Tensor, present: Tensor, dtype: torch.dtype) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ece.facts import Fact
 from ece.models.model import Model
-from ece.models.replay import Parts, parts_captured
+from ece.models.replay import Parts, of_device, parts_captured
 from ece.models.tails import SharedPrefixes, Tails
 from ece.models.tokens import Tokens, locate
 
@@ -22,6 +22,9 @@ ESSENCE = "{} is a"
 
 ESSENCE_TOKEN = -1
 """Stands for the token of a prediction that is compared with the unedited one as a whole."""
+
+TOGETHER = {"cpu": 8, "other": 1024}
+"""Predictions whose probabilities are looked at together."""
 
 Site = Literal["layer", "ffn"]
 """Where a target lives: at the layer's output h (MEMIT), or at its FFN's output (ROME, PMET)."""
@@ -232,12 +235,12 @@ class TargetLoss:
         with torch.enable_grad():
             delta = delta.detach().requires_grad_()
             logits = self._rows.logits(delta)
-        nll, loss, slope = self._of_logits(logits.detach())
+        first = self._first(logits.detach()).to(delta.device) if ranked else None
+        nll, loss = self._of_logits(slope := logits.detach())
         (gradient,) = torch.autograd.grad(logits, delta, slope)
         norm = delta.detach().norm(dim=1)
         scale = self.weights.decay / self.size**2
         decay_gradient = torch.where(norm > 0, scale / norm, 0)[:, None] * delta.detach()
-        first = self._first(logits.detach()).to(delta.device) if ranked else None
         return Value(nll.to(delta.device), loss.to(delta.device) + scale * norm, gradient + decay_gradient, first)
 
     def project(self, delta: Tensor) -> Tensor:
@@ -246,24 +249,32 @@ class TargetLoss:
         return delta * (radius / delta.norm(dim=1).clamp_min(1e-30)).clamp_max(1)[:, None]
 
     @torch.no_grad()
-    def _of_logits(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """NLL and loss `[facts]`, and the loss's gradient by the logits `[predictions, vocabulary]`.
+    def _of_logits(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """NLL and loss `[facts]`; the loss's gradient takes the place of the logits `[predictions, vocabulary]`.
 
         By hand, for autograd would go through the vocabulary once for each step there and back: with p the predicted
-        probabilities, that of -log p[token] is p - onehot(token), that of KL(p || q) is p * (log p - log q - KL).
+        probabilities, that of -log p[token] is p - onehot(token), that of KL(p || q) is p * (log p - log q - KL). A few
+        predictions at a time, which stay in a processor's cache.
         """
-        token = self._token.to(logits.device).clamp_min(0)[:, None]
-        share = self._share.to(logits.device)[:, None]  # zero after the essence prompts
+        token, share = self._token.to(logits.device)[:, None], self._share.to(logits.device)[:, None]
+        target, nll = token.clamp_min(0), torch.empty_like(share)
+        essence = (token == ESSENCE_TOKEN).nonzero()[:, 0]
+        kl, kl_slope = self._kl(logits[essence]) if self.weights.kl else (0, logits[:0])
+        at_a_time = of_device(self._rows.tails.model, TOGETHER)
+        for some in (slice(first, first + at_a_time) for first in range(0, len(logits), at_a_time)):
+            log_p = logits[some].log_softmax(-1)
+            nll[some] = -share[some] * log_p.gather(1, target[some])  # the share is zero at essence prompts
+            torch.exp(log_p, out=logits[some]).mul_(share[some]).scatter_add_(1, target[some], -share[some])
+        logits[essence] = kl_slope
+        whole = self._of_facts(nll[:, 0])
+        return whole, whole + self.weights.kl * kl
+
+    def _kl(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """KL divergence `[facts]` after the essence prompts, and its term's gradient by these logits."""
         log_p = logits.log_softmax(-1)
-        loss = nll = self._of_facts((-log_p.gather(1, token) * share)[:, 0])
-        slope = log_p.exp().mul_(share).scatter_add_(1, token, -share)
-        if self.weights.kl:
-            essence = (self._token == ESSENCE_TOKEN).nonzero()[:, 0].to(logits.device)
-            p, surprise = log_p[essence].exp(), log_p[essence] - self._reference.to(logits.device)
-            kl = (p * surprise).sum(1, keepdim=True)
-            loss = nll + self.weights.kl * kl[:, 0]
-            slope[essence] = self.weights.kl * p * (surprise - kl)
-        return nll, loss, slope
+        p, surprise = log_p.exp(), log_p.sub_(self._reference.to(logits.device))
+        kl = (p * surprise).sum(1, keepdim=True)
+        return kl[:, 0], p.mul_(surprise.sub_(kl)).mul_(self.weights.kl)
 
     def _first(self, logits: Tensor) -> Tensor:
         """Whether every token of the target is the most probable one `[facts]`."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
@@ -23,6 +23,34 @@ def target_embeddings(model: Model, targets: Sequence[str]) -> Tensor:
     return torch.stack(means)
 
 
+@dataclass(frozen=True)
+class _Sums:
+    """What a ridge regression needs to know of the rows it has seen, float64."""
+
+    count: int
+    inputs: Tensor
+    """`[d_model]`"""
+
+    outputs: Tensor
+    """`[d_model]`"""
+
+    inputs_squared: Tensor
+    """`[d_model, d_model]`: X^T X"""
+
+    crossed: Tensor
+    """`[d_model, d_model]`: X^T Y"""
+
+    @classmethod
+    def of(cls, x: Tensor, y: Tensor) -> _Sums:
+        """Of rows `[rows, d_model]`."""
+        x, y = x.double(), y.double()
+        return cls(len(x), x.sum(0), y.sum(0), x.T @ x, x.T @ y)
+
+    def __add__(self, other: _Sums) -> _Sums:
+        pairs = zip(vars(self).values(), vars(other).values(), strict=True)
+        return _Sums(*(mine + yours for mine, yours in pairs))
+
+
 @dataclass
 class WarmStart:
     """Predicts the direction of a fact's delta from its target, once enough edits have been solved."""
@@ -36,54 +64,43 @@ class WarmStart:
     enough: int = 20
     """Solved edits before the first prediction."""
 
-    _features: list[Tensor] = field(default_factory=list)
-    _directions: list[Tensor] = field(default_factory=list)
+    _sums: _Sums | None = None
 
     def copy(self) -> WarmStart:
         """One that learns on its own."""
-        return replace(self, _features=list(self._features), _directions=list(self._directions))
+        return replace(self)
 
     @property
     def learned(self) -> list[Tensor]:
         """All that was taken in."""
-        return [*self._features, *self._directions]
+        return [torch.as_tensor(part) for part in vars(self._sums).values()] if self._sums else []
 
     def learn(self, embeddings: Tensor, delta: Tensor) -> None:
         """Take in solved edits: embeddings and deltas, both `[facts, d_model]`."""
         norm = delta.norm(dim=1, keepdim=True)
         solved = norm[:, 0] > 0
-        self._features.append(embeddings.to(delta.device)[solved])
-        self._directions.append((delta / norm)[solved])
+        new = _Sums.of(embeddings.to(delta.device)[solved], (delta / norm)[solved])
+        self._sums = self._sums + new if self._sums else new
 
     def __call__(self, embeddings: Tensor, hidden: Tensor) -> Tensor:
         """Where to start `[facts, d_model]`: zero until enough has been learned."""
-        features, directions = ([x.to(hidden.device) for x in parts] for parts in (self._features, self._directions))
-        if sum(map(len, features)) < self.enough:
+        sums = self._sums
+        if sums is None or sums.count < self.enough:
             return torch.zeros_like(hidden)
-        centre, scale = _centre_and_scale(features)
-
-        def design(x: Tensor) -> Tensor:
-            return nn.functional.pad((x.to(centre) - centre) / scale, (0, 1), value=1.0)
-
-        coefficients = self._regressed(map(design, features), directions)
-        predicted = design(embeddings).to(hidden) @ coefficients.to(hidden)
+        centre, scale, coefficients, intercept = self._regressed(sums)
+        x = (embeddings.to(centre) - centre) / scale
+        predicted = (x @ coefficients + intercept).to(hidden)
         return self.length * hidden.norm(dim=1, keepdim=True) * nn.functional.normalize(predicted, dim=1)
 
-    def _regressed(self, designs: Iterable[Tensor], directions: Sequence[Tensor]) -> Tensor:
-        """Coefficients `[d_model + 1, d_model]`, float64, from edits in parts: at once they would be one more copy."""
-        width, device = directions[0].shape[1], directions[0].device
-        moment = torch.eye(width + 1, dtype=torch.float64, device=device) * self.ridge * sum(map(len, directions))
-        crossed = torch.zeros(width + 1, width, dtype=torch.float64, device=device)
-        for x, y in zip(designs, directions, strict=True):
-            moment.addmm_(x.T, x)
-            crossed.addmm_(x.T, y.to(x))
-        return torch.linalg.solve(moment, crossed)
+    def _regressed(self, sums: _Sums) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Ridge regression on inputs that are centred and scaled by one number: both, coefficients and intercept.
 
-
-def _centre_and_scale(parts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """The mean `[d_model]` of all rows and the standard deviation of all entries, float64."""
-    total = torch.stack([x.double().sum(0) for x in parts]).sum(0)
-    squares = torch.stack([x.double().square().sum() for x in parts]).sum()
-    count = sum(x.numel() for x in parts)
-    variance = (squares - total.sum() ** 2 / count) / (count - 1)
-    return total / sum(map(len, parts)), variance.sqrt()
+        Centred inputs say nothing about the intercept, which therefore is regressed alone.
+        """
+        n, width = sums.count, len(sums.inputs)
+        centre = sums.inputs / n
+        scale = ((sums.inputs_squared.trace() - sums.inputs.sum() ** 2 / (n * width)) / (n * width - 1)).sqrt()
+        moment = (sums.inputs_squared - n * centre.outer(centre)) / scale**2
+        moment.diagonal().add_(self.ridge * n)
+        crossed = (sums.crossed - centre.outer(sums.outputs)) / scale
+        return centre, scale, torch.linalg.solve(moment, crossed), sums.outputs / n / (1 + self.ridge)
