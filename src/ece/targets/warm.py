@@ -41,9 +41,9 @@ class _Sums:
     """`[d_model, d_model]`: X^T Y"""
 
     @classmethod
-    def of(cls, x: Tensor, y: Tensor) -> _Sums:
-        """Of rows `[rows, d_model]`."""
-        x, y = x.double(), y.double()
+    def of(cls, x: Tensor, y: Tensor, device: torch.device) -> _Sums:
+        """Of rows `[rows, d_model]`, kept on a device."""
+        x, y = x.to(device, torch.float64), y.to(device, torch.float64)
         return cls(len(x), x.sum(0), y.sum(0), x.T @ x, x.T @ y)
 
     def __add__(self, other: _Sums) -> _Sums:
@@ -72,14 +72,15 @@ class WarmStart:
 
     @property
     def learned(self) -> list[Tensor]:
-        """All that was taken in."""
+        """What is kept of all that was taken in."""
         return [torch.as_tensor(part) for part in vars(self._sums).values()] if self._sums else []
 
     def learn(self, embeddings: Tensor, delta: Tensor) -> None:
         """Take in solved edits: embeddings and deltas, both `[facts, d_model]`."""
         norm = delta.norm(dim=1, keepdim=True)
         solved = norm[:, 0] > 0
-        new = _Sums.of(embeddings.to(delta.device)[solved], (delta / norm)[solved])
+        device = self._sums.inputs.device if self._sums else delta.device
+        new = _Sums.of(embeddings.to(delta.device)[solved], (delta / norm)[solved], device)
         self._sums = self._sums + new if self._sums else new
 
     def __call__(self, embeddings: Tensor, hidden: Tensor) -> Tensor:
