@@ -17,7 +17,7 @@ from machine import COUNTERFACT, description, peak_memory, report, start
 REST = peak_memory()
 
 import ece  # noqa: E402
-from ece.heap import large_blocks_apart  # noqa: E402
+from ece.heap import one_heap  # noqa: E402
 
 
 def main(
@@ -30,7 +30,7 @@ def main(
     json: Annotated[Path | None, typer.Option(help="Write the figures here, after every batch.")] = None,
 ) -> None:
     """Edit, and evaluate all facts edited so far at the given counts."""
-    large_blocks_apart()  # as the command line does
+    one_heap()  # as the command line does
     model = ece.load()
     recipe = ece.method(method).with_options(dict(option.split("=", 1) for option in set or []))
     records = ece.read_counterfact(data)[:edits]

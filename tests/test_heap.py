@@ -10,7 +10,7 @@ import pytest
 
 KEPT = """
 import ctypes, sys
-from ece.heap import large_blocks_apart, memory_returned
+from ece.heap import one_heap, memory_returned
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
 libc.free.restype, libc.free.argtypes = None, [ctypes.c_void_p]
@@ -21,7 +21,7 @@ def block(size):
     ctypes.memset(place, 1, size)
     return place
 if "apart" in sys.argv:
-    large_blocks_apart()
+    one_heap()
 libc.free(block(16 << 20))
 before = rss()
 pairs = [(block(8 << 20), block(64 << 10)) for _ in range(10)]
@@ -33,8 +33,29 @@ if "returned" in sys.argv:
 print((rss() - before) // 1024)
 """
 
+HEAPS = """
+import ctypes, sys, threading
+from ece.heap import one_heap
+libc = ctypes.CDLL(None)
+libc.fdopen.restype, libc.fdopen.argtypes = ctypes.c_void_p, [ctypes.c_int, ctypes.c_char_p]
+libc.malloc_info.argtypes, libc.fflush.argtypes = [ctypes.c_int, ctypes.c_void_p], [ctypes.c_void_p]
+if "one" in sys.argv:
+    one_heap()
+together = threading.Barrier(4)
+threads = [threading.Thread(target=lambda: (bytearray(5000), together.wait())) for _ in range(4)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+file = libc.fdopen(1, b"w")
+libc.malloc_info(0, file)
+libc.fflush(file)
+"""
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc keeps what is freed")
+glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc keeps what is freed")
+
+
+@glibc
 def test_freed_blocks_go_back():
     def kept(*arguments: str) -> int:
         """MB of 80 that stay."""
@@ -43,3 +64,13 @@ def test_freed_blocks_go_back():
     assert kept() > 60
     assert kept("apart") < 10
     assert kept("returned") < 10
+
+
+@glibc
+def test_threads_share_a_heap():
+    def heaps(*arguments: str) -> int:
+        found = subprocess.run([sys.executable, "-c", HEAPS, *arguments], capture_output=True, check=True).stdout
+        return found.count(b"<heap nr=")
+
+    assert heaps() > 1
+    assert heaps("one") == 1

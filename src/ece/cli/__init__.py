@@ -24,7 +24,7 @@ from ece.cli.trace import trace
 from ece.cli.train import train
 from ece.cli.undo import undo
 from ece.cli.verify import verify
-from ece.heap import large_blocks_apart
+from ece.heap import one_heap
 
 app = typer.Typer(
     help="Edit what a language model knows: explain where a fact is, change it there, keep the rest.",
@@ -56,6 +56,6 @@ def main() -> None:
     handler.setFormatter(_Printable("%(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("ece").setLevel(logging.INFO)
-    large_blocks_apart()
+    one_heap()
     with refusals():
         app()
