@@ -17,6 +17,9 @@ from ece.models.attention import takes_packed
 from ece.models.model import Model
 from ece.models.replay import KeysAndValues, Past, Replay, padded, record
 
+UNSEEN = [0]
+"""What is run where a row has no tokens, so that all rows have some; its position is visible to none."""
+
 
 @dataclass(frozen=True)
 class SharedPrefixes:
@@ -29,7 +32,7 @@ class SharedPrefixes:
     @torch.no_grad()
     def compute(cls, model: Model, tokens: list[list[int]]) -> SharedPrefixes:
         """Run the prefixes `tokens` through the model as it is now."""
-        return cls(tokens, _continued(model, tokens, Past.empty(len(tokens), model.device)))
+        return cls(tokens, _continued(model, tokens, Past.empty(len(tokens), model.device)).in_rows())
 
     @classmethod
     def of_all(cls, model: Model, sequences: Sequence[Sequence[int]], limit: int, least: int = 1) -> SharedPrefixes:
@@ -100,12 +103,17 @@ class Tails:
         ids, visible = padded(tails, model.device)
         replay = record(model, ids, visible, past)
         hidden = replay.run(replay.embedded, 0, layer + 1)
-        above = range(layer + 1, len(model.layers))
-        return cls._above(model, layer, ids, visible, hidden, past.of_layers(above))
+        above = past.of_layers(range(layer + 1, len(model.layers)))
+        return cls._above(model, layer, ids, visible, hidden, above)
 
     @classmethod
     def _above(cls, model: Model, layer: int, ids: Tensor, visible: Tensor, hidden: Tensor, past: Past) -> Tails:
         return cls(model, layer, ids, visible, hidden, past, record(model, ids, visible, past, pack=True))
+
+    @property
+    def above(self) -> range:
+        """The layers that a change reaches."""
+        return range(self.layer + 1, len(self.model.layers))
 
     def select(self, rows: Tensor) -> Tails:
         """Some of the rows."""
@@ -116,39 +124,38 @@ class Tails:
         """The last layer's output `[rows, positions, d_model]` when `change` `[rows, d_model]` is added at the cut."""
         at_cut = self.hidden[:, 0] + change.to(self.hidden)
         hidden = torch.cat([at_cut[:, None], self.hidden[:, 1:]], dim=1)
-        return self.replay.run(hidden, self.layer + 1, len(self.model.layers))
+        return self.replay.run(hidden, self.above.start, self.above.stop)
 
 
 def _continued(model: Model, tokens: Sequence[Sequence[int]], past: Past) -> Past:
     """The past with each row's tokens appended, in all layers."""
-    longest = max(map(len, tokens), default=0)
-    if longest == 0:
+    visible = padded(tokens, model.device)[1]
+    if not visible.any():
         return past
-    visible = torch.zeros(len(tokens), longest, dtype=torch.bool, device=model.device)
+    if takes_packed(model.network):
+        filled = padded([row or UNSEEN for row in tokens], model.device)
+        replay = record(model, *filled, replace(past, seen={}), pack=True)
+        replay.run(replay.embedded, 0, len(model.layers))
+        return replay.past.extended(visible)
     past.seen = {}
-    for rows in _together(model, tokens):
+    for rows in _together(tokens):
         ids, real = padded([tokens[row] for row in rows], model.device)
         some = past if len(rows) == len(tokens) else past.select(torch.tensor(rows, device=model.device))
         seen: dict[int, KeysAndValues] = {}
-        replay = record(model, ids, real, replace(some, seen=seen), pack=True)
+        replay = record(model, ids, real, replace(some, seen=seen))
         replay.run(replay.embedded, 0, len(model.layers))
-        visible[rows, : ids.shape[1]] = real
         for layer, (key, value) in seen.items():
             if layer not in past.seen:
-                size = (len(tokens), key.shape[1], longest, key.shape[3])
+                size = (len(tokens), key.shape[1], visible.shape[1], key.shape[3])
                 past.seen[layer] = (key.new_zeros(size), value.new_zeros(size))
             for part, whole in zip((key, value), past.seen[layer], strict=True):
                 whole[rows, :, : ids.shape[1]] = part
     return past.extended(visible)
 
 
-def _together(model: Model, tokens: Sequence[Sequence[int]]) -> Iterator[list[int]]:
+def _together(tokens: Sequence[Sequence[int]]) -> Iterator[list[int]]:
     """Numbers of rows that run together and waste little, each group in the rows' order; empty rows are in none."""
-    filled = [row for row in range(len(tokens)) if len(tokens[row])]
-    if takes_packed(model.network):  # padding costs nothing
-        yield filled
-        return
-    order = sorted(filled, key=lambda row: len(tokens[row]))
+    order = sorted((row for row in range(len(tokens)) if len(tokens[row])), key=lambda row: len(tokens[row]))
     while order:
         shortest = len(tokens[order[0]])
         group = [row for row in order if len(tokens[row]) <= shortest + shortest // 4]
