@@ -70,8 +70,7 @@ def written(
     batch_size: int,
 ) -> list[ece.Delta]:
     """Write the states h + delta `[facts, d_model]` batch after batch; the changes stay on the model."""
-    kept: dict[int, torch.Tensor] = {}
-    history, moments, made = ece.History(kept), statistics(model, recipe), []
+    history, moments, made = ece.History(), statistics(model, recipe), []
     for first in range(0, len(facts), batch_size):
         part = slice(first, first + batch_size)
         with model.overlay.suspended(model):
@@ -80,8 +79,7 @@ def written(
         deltas, keys, around = spread(model, recipe, subjects, targets, moments, history)
         model.overlay.push(model, deltas)
         made.append(deltas)
-        for layer, rows in [*keys.items(), *around.items()]:
-            kept[layer] = kept.get(layer, 0) + rows.double().T @ rows.double()
+        history.take(model, (), keys, around, delta[:0])
     return made
 
 

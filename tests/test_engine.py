@@ -304,7 +304,7 @@ def test_sequence_applies_each_edit_and_keeps_history(tiny_llama: Model, more_fa
 @pytest.mark.parametrize("kept", [True, False])
 def test_history_keeps_earlier_keys(tiny: Model, more_facts: list[Fact], kept: bool):
     recipe = replace(ONE_LAYER, history=kept)
-    first, second = edit_in_sequence(tiny, more_facts, recipe, batch_size=3)
+    first, second = make.with_keys_in_sequence(tiny, more_facts, recipe, 3)
     written = (dense(first, 2, tiny) @ first.keys[2].double().T).norm()
     disturbed = (dense(second, 2, tiny) @ first.keys[2].double().T).norm()
     assert bool(disturbed < 1e-2 * written) is kept
@@ -313,6 +313,7 @@ def test_history_keeps_earlier_keys(tiny: Model, more_facts: list[Fact], kept: b
 def test_history_can_be_rebuilt_from_the_edits(tiny_llama: Model, more_facts: list[Fact]):
     recipe = replace(QUICK, targets=PerFact(LogOdds(evaluations=3), warm=True))
     whole = list(edit_in_sequence(tiny_llama, more_facts, recipe, batch_size=2))
+    assert not any(made.keys or made.around for made in whole)
     again = make.build("llama")
     for made in whole[:2]:
         made.apply(again)
@@ -328,7 +329,7 @@ def test_history_sums_the_keys_of_all_neurons(tiny_llama: Model, facts: list[Fac
     history = History.of(tiny_llama, edits)
     for layer in (1, 2):
         wanted = sum(made.keys[layer].double().T @ made.keys[layer].double() for made in edits)
-        torch.testing.assert_close(history.moments[layer], wanted)
+        torch.testing.assert_close(history.moments[layer].whole(), wanted)
 
 
 # --- what is refused, and what is left out
@@ -406,7 +407,7 @@ def test_whole_prompts_are_kept(tiny: Model, more_facts: list[Fact]):
     wanted = reference.least_squares(kept, made.keys[layer].double().T, made.deltas[layer].left)
     assert reference.relative(dense(made, layer, tiny), torch.from_numpy(wanted)) < 1e-3
     own = made.keys[layer].double()
-    torch.testing.assert_close(History.of(tiny, [made]).moments[layer], own.T @ own + around.T @ around)
+    torch.testing.assert_close(History.of(tiny, [made]).moments[layer].whole(), own.T @ own + around.T @ around)
 
 
 def test_contexts_are_written_each_towards_its_own_target(tiny: Model, more_facts: list[Fact]):
@@ -434,7 +435,7 @@ def test_contexts_are_written_each_towards_its_own_target(tiny: Model, more_fact
         assert reference.relative(dense(made, 2, tiny), reference.of_rank(best, system, len(facts))) < 2e-3
         made.apply(tiny)
         history.add(tiny, made)
-        moment = recipe.regularise * statistics(tiny, recipe)[2].double() + history.moments[2]
+        moment = recipe.regularise * statistics(tiny, recipe)[2].double() + history.moments[2].whole()
         torch.testing.assert_close(moment, system, rtol=1e-4, atol=1e-5)
 
 

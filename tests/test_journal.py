@@ -108,7 +108,7 @@ def test_what_cannot_be_solved_again_says_so(name: str) -> None:
 @pytest.mark.parametrize("name", ["ece", "memit-history", "ece-rs"])
 @pytest.mark.parametrize("family", make.FAMILIES)
 def test_keys_are_derived_bit_for_bit(tmp_path: Path, family: str, name: str) -> None:
-    made = list(edit_in_sequence(make.build(family), FACTS[:6], recipe(name), 2))
+    made = make.with_keys_in_sequence(make.build(family), FACTS[:6], recipe(name), 2)
     for number, edit in enumerate(made):
         edit.save(tmp_path / str(number))
     loaded = [Edit.load(tmp_path / str(number)) for number in range(3)]
@@ -163,7 +163,7 @@ def test_who_may_read_it_is_what_the_umask_says(folder: Path, umask: int) -> Non
 
 def test_format_1_is_read_and_gone_on_from(folder: Path) -> None:
     """Folders of the first version: plain manifests, keys kept, factors in float32."""
-    made = next(edit_in_sequence(make.build("llama"), FACTS[:2], recipe(), 2))
+    (made,) = make.with_keys_in_sequence(make.build("llama"), FACTS[:2], recipe(), 2)
     old = folder / "batch-0001"
     old.mkdir(parents=True)
     names = {"derived_keys", "number", "previous", "files", "run", "metrics", "left_out", "statistics"}

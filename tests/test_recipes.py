@@ -99,7 +99,7 @@ def test_every_recipe_edits_in_sequence_and_leaves_no_trace(name: str, more_fact
     recipe = quick(name)
     if isinstance(recipe.solve, NullSpace):
         recipe = replace(recipe, solve=NullSpace(threshold=0.3))
-    edits = list(edit_in_sequence(model, more_facts, recipe, batch_size=3))
+    edits = make.with_keys_in_sequence(model, more_facts, recipe, 3)
     assert [len(made.facts) for made in edits] == [3, 2]
     assert any((value != before[key]).any() for key, value in model.network.state_dict().items())
     assert [sorted(made.keys) for made in edits] == [list(recipe.spread.written(LAYERS))] * 2
@@ -147,7 +147,7 @@ def test_the_shared_engine_gives_the_bits_it_gave(name: str, more_facts: list[Fa
             residual = (wanted - read.now) / (len(LAYERS) - place)
             kept = recipe.regularise * shrunk(statistic[layer], recipe.shrink)
             if recipe.history:
-                kept += history.moments[layer]
+                kept += history.moments[layer].whole()
             if recipe.keeps_more:
                 kept += read.around.double().T @ read.around.double()
             change = rounded(least_squares(kept, read.key, residual, made.deltas[layer].neurons))
@@ -239,7 +239,7 @@ def test_history_grows_within_a_batch_that_is_edited_one_by_one(facts: list[Fact
         agree(
             dense(made, layer, together), sum(dense(single, layer, alone) for single in edits), 1e-3
         )  # single edits are rounded
-        agree(History.of(together, [made]).moments[layer], history.moments[layer])
+        agree(History.of(together, [made]).moments[layer].whole(), history.moments[layer].whole())
 
 
 def test_a_fact_that_fails_is_left_out_of_a_batch_edited_one_by_one(facts: list[Fact], tmp_path: Any):

@@ -13,6 +13,7 @@ from torch import Tensor
 from ece.errors import UserError
 from ece.models import LowRank
 from ece.update.solve import least_squares, positive_solve, reduced, shrunk
+from ece.update.symmetric import Symmetric
 
 quick = settings(max_examples=40, deadline=None, derandomize=True)
 SHAPES = st.tuples(st.integers(2, 12), st.integers(1, 6), st.integers(1, 7), st.integers(0, 10_000))
@@ -177,3 +178,13 @@ def test_shrinking_keeps_the_diagonal_and_scales_the_rest(amount: float):
         for j in range(4):
             wanted = moment[i, j].item() * (1 if i == j else 1 - amount)
             assert found[i, j].item() == pytest.approx(wanted, rel=1e-9)
+
+
+@quick
+@given(st.integers(1, 12), st.integers(0, 10_000))
+def test_a_symmetric_matrix_is_kept_in_half_the_memory(n: int, seed: int):
+    rows = torch.randn(n, n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    kept = Symmetric.of(rows + rows.T)
+    assert torch.equal(kept.whole(), rows + rows.T)
+    assert sum(part.numel() for part in vars(kept).values()) <= (n + 1) ** 2 / 2 + n / 2
+    assert all(part.untyped_storage().nbytes() == 8 * part.numel() for part in vars(kept).values())

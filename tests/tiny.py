@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -14,7 +15,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 from transformers.models.gpt2 import GPT2Config
 from transformers.models.gptj import GPTJConfig
 
+from ece.edits.edit import Edit
 from ece.facts import Fact
+from ece.methods.engine import edit_in_sequence
+from ece.methods.method import Method
 from ece.models import Model
 from ece.models import families as declared
 
@@ -158,3 +162,15 @@ def random_facts(count: int) -> list[Fact]:
         Fact(prompts[i % len(prompts)], f"{names[i % len(names)]} {i // len(names) or ''}", targets[i % len(targets)])
         for i in range(count)
     ]
+
+
+def with_keys_in_sequence(model: Model, facts: Sequence[Fact], recipe: Method, batch_size: int) -> list[Edit]:
+    """The edits of a sequence as they were made: those that it yields are without their keys."""
+    made: list[Edit] = []
+
+    def accept(edit: Edit) -> bool:
+        made.append(edit)
+        return True
+
+    list(edit_in_sequence(model, facts, recipe, batch_size, accept=accept))
+    return made

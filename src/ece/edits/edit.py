@@ -119,7 +119,7 @@ class Edit:
 
     keys: Mapping[int, Tensor]
     """By layer: K1 `[facts, d_ff]`, which later batches must keep (the history of Eq. 4); empty where a method keeps
-    none. An edit that was loaded may have none: `ece.methods.recall.with_keys` derives them."""
+    none. An edit that was loaded or made in a sequence may have none: `ece.methods.recall.with_keys` derives them."""
 
     around: Mapping[int, Tensor]
     """By layer: other keys that later batches must keep `[positions, d_ff]`; empty where the recipe keeps none."""

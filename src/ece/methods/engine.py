@@ -243,7 +243,7 @@ def edit_in_sequence(
     accept: Callable[[Edit], bool] = lambda made: True,
     search: Search = search,
 ) -> Iterator[Edit]:
-    """Edit batch after batch; each edit is applied to the model before it is yielded.
+    """Edit batch after batch; each edit is applied to the model before it is yielded, without its keys.
 
     Args:
         model: with `earlier` applied.
@@ -251,7 +251,8 @@ def edit_in_sequence(
         recipe: or another method, or a method's name.
         batch_size: facts in a batch.
         earlier: edits made before.
-        accept: asked while a new edit is applied; where it says no, the edit is taken off and not yielded.
+        accept: asked while a new edit is applied, its keys with it; where it says no, the edit is taken off and not
+            yielded.
         search: what finds the targets.
 
     Raises:
@@ -270,6 +271,7 @@ def edit_in_sequence(
             made.revert(model)
             continue
         history.add(model, made)
+        made = made.without_keys()
         yield made
 
 

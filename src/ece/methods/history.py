@@ -12,13 +12,14 @@ from ece.edits.edit import Edit
 from ece.facts import Fact
 from ece.models import Model
 from ece.targets.warm import WarmStart, target_embeddings
+from ece.update.symmetric import Symmetric
 
 
 @dataclass
 class History:
     """Grows by one edit at a time. It can be rebuilt from the edits alone."""
 
-    moments: dict[int, Tensor] = field(default_factory=dict)
+    moments: dict[int, Symmetric] = field(default_factory=dict)
     """By layer: the sum of kk^T of all edited facts `[d_ff, d_ff]`, float64."""
 
     warm: WarmStart = field(default_factory=WarmStart)
@@ -46,7 +47,10 @@ class History:
         """The same for the parts of an edit that is not whole yet."""
         for layer, some in [*keys.items(), *around.items()]:
             some = some.to(model.weight(layer).device, torch.float64)
-            self.moments[layer] = self.moments.get(layer, 0) + some.T @ some
+            moment = some.T @ some
+            if layer in self.moments:
+                moment += self.moments[layer].whole()
+            self.moments[layer] = Symmetric.of(moment)
         if len(delta):
             self.warm.learn(target_embeddings(model, [fact.target for fact in facts]), delta.to(model.device))
 

@@ -20,7 +20,7 @@ def available(device: torch.device) -> int:
 def needed(model: Model, recipe: Recipe, pass_tokens: int) -> int:
     """Bytes that an edit takes beside the model: moments, the system that is solved, and one pass of the search."""
     square = 8 * model.d_ff**2
-    moments = (2 if recipe.history else 1) * len(recipe.edited) * square
+    moments = (2 if recipe.history else 1) * len(recipe.edited) * square // 2
     above = len(model.layers) - recipe.edited[-1] - 1
     one_token = model.weight(0).element_size() * above * (12 * model.d_model + 4 * model.d_ff)
     return moments + 4 * square + pass_tokens * one_token

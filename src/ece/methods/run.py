@@ -144,7 +144,6 @@ def edit_journal(
 
     for made in edit_in_sequence(model, todo.new, recipe, batch_size, list(applied.edits), accept):
         now = now.batch(made, run=run, metrics=metrics)
-        made = made.without_keys()
         applied.made(made, now)
         yield now, made
 

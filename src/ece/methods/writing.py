@@ -91,7 +91,7 @@ def spread(
             neurons = select(choice.score, choice.p, key, model.weight(layer), choice.share)
             kept = recipe.regularise * shrunk(moments[layer], recipe.shrink)
             if recipe.history and layer in history.moments:
-                kept += history.moments[layer]
+                kept += history.moments[layer].whole()
             if recipe.keeps_more:
                 around[layer] = read.others
                 kept += read.around.double().T @ read.around.double()

@@ -113,7 +113,7 @@ class Runner:
         if done < len(facts):
             search = Searches(self.store.targets)
             for edit in edit_in_sequence(self.model, facts[done:], recipe, run.batch_size, earlier, search=search):
-                made.append(edit.without_keys())
+                made.append(edit)
                 append(place, edit)
                 done += len(edit.manifest.facts)
                 yield done
