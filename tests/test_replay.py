@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from ece.models import Model
-from ece.models.kept import activations_made_again
 from ece.models.replay import Led, evenly, keys_captured, padded, record
 from ece.models.tails import SharedPrefixes, Tails
 
@@ -141,27 +140,20 @@ def test_packed_rows_come_out_as_padded_ones(tiny: Model, rows: list[list[int]],
         torch.testing.assert_close(packed_rows, padded_rows, rtol=1e-4, atol=1e-4)
 
 
-@pytest.fixture
-def kept(monkeypatch: pytest.MonkeyPatch) -> list[tuple[torch.Size, bool]]:
-    """Of every tensor that a gradient asks for: its shape, and whether it is kept as it is."""
-    found: list[tuple[torch.Size, bool]] = []
+def test_a_gradient_keeps_no_copy_of_the_past(monkeypatch: pytest.MonkeyPatch):
+    """Keys and values are made again from a past that all rows and evaluations share."""
+    model, kept = make.build("llama"), []
     hooks = torch.autograd.graph.saved_tensors_hooks
 
     def noted(pack: Callable[[Tensor], Any], unpack: Callable[[Any], Tensor]) -> Any:
         def note(tensor: Tensor) -> Any:
-            packed = pack(tensor)
-            found.append((tensor.shape, isinstance(packed, Tensor)))
-            return packed
+            found = pack(tensor)
+            kept.append((tensor.dim() == 4 and tensor.shape[2] == 43, isinstance(found, Tensor)))
+            return found
 
         return hooks(note, unpack)
 
-    monkeypatch.setattr("ece.models.kept.saved_tensors_hooks", noted)
-    return found
-
-
-def test_a_gradient_keeps_no_copy_of_the_past(kept: list[tuple[torch.Size, bool]]):
-    """Keys and values are made again from a past that all rows and evaluations share."""
-    model = make.build("llama")
+    monkeypatch.setattr("ece.models.attention.saved_tensors_hooks", noted)
     prefixes = SharedPrefixes.compute(model, [list(range(3, 43))])
     past = prefixes.repeated(2)
     assert past.shared is not None
@@ -169,67 +161,7 @@ def test_a_gradient_keeps_no_copy_of_the_past(kept: list[tuple[torch.Size, bool]
     assert not past.states
     replay = record(model, *padded([[5, 6, 7], [8]], model.device), past, pack=True)
     replay.run(replay.embedded.requires_grad_(), 0, len(model.layers))
-    of_past = [as_it_is for shape, as_it_is in kept if len(shape) == 4 and shape[2] == 43]
-    assert of_past == [False] * 2 * len(model.layers)
-
-
-def test_a_gradient_keeps_what_enters_an_activation_but_not_what_leaves_it(kept: list[tuple[torch.Size, bool]]):
-    """Gate and the other half of each gated FFN are kept, their product's third part is made again."""
-    model = make.build("llama")
-    tails = Tails.cut(model, 0, [[5, 6, 7, 8], [9, 3]], [1, 0], SharedPrefixes.compute(model, [[5]]))
-    found = []
-    for _ in range(2):
-        change = torch.ones(2, model.d_model, requires_grad=True)
-        with activations_made_again(model, tails.above):
-            states = tails.run(change)[tails.visible].square().sum()
-        found.append(torch.autograd.grad(states, change)[0])
-        model.activation = lambda layer: None
-    assert torch.equal(*found)
-    wide = [as_it_is for shape, as_it_is in kept if shape[-1] == model.d_ff]
-    assert wide[: len(wide) // 2].count(False) == len(tails.above)
-    assert all(wide[len(wide) // 2 :])
-
-
-@pytest.mark.parametrize("kind", make.FAMILIES)
-def test_what_notes_activations_is_gone_afterwards(kind: str):
-    model = make.build(kind)
-    functions = [model.activation(layer) for layer in range(len(model.layers))]
-
-    def fails() -> None:
-        with activations_made_again(model, range(len(model.layers))):
-            assert all(function and function._forward_hooks for function in functions)
-            raise RuntimeError("stop")
-
-    with pytest.raises(RuntimeError, match="stop"):
-        fails()
-    assert not any(function._forward_hooks for function in functions if function)
-    assert not any(model.ffn_output(layer)._forward_pre_hooks for layer in range(len(model.layers)))
-
-
-def test_a_past_keeps_no_padding():
-    """Nor does it for rows that are chosen from it; a row that begins with nothing keeps one position."""
-    model = make.build("llama")
-    sequences, cuts = [[1, 2, 3, 4, 5, 6], [9, 8], [7, 4], [1, 2, 3]], [5, 1, 0, 1]
-    tails = Tails.cut(model, 1, sequences, cuts, SharedPrefixes.compute(model, [[]]))
-    assert [key.shape[2] for key, _ in tails.past.states.values()] == [5 + 1 + 1 + 1] * (len(model.layers) - 2)
-    assert tails.past.visible.sum(1).tolist() == cuts
-    some = tails.select(ids_of([3, 1, 3])).past
-    assert [key.shape[:3:2] for key, _ in some.states.values()] == [(1, 3)] * (len(model.layers) - 2)
-    for layer, both in some.in_rows().states.items():
-        for rows, whole in zip(both, tails.past.in_rows().states[layer], strict=True):
-            assert torch.equal(rows[:, :, :1], whole[[3, 1, 3], :, :1])
-
-
-def test_a_rows_nan_stays_in_its_row():
-    """Even where the next row has no past of its own."""
-    model = make.build("llama")
-    sequences, cuts = [[1, 2, 3], [7, 4, 5, 6], [4, 5]], [2, 0, 1]
-    tails = Tails.cut(model, 1, sequences, cuts, SharedPrefixes.compute(model, [[]]))
-    for key, value in tails.past.states.values():
-        key[0, :, :2], value[0, :, :2] = torch.nan, torch.nan
-    with torch.no_grad():
-        found = tails.run(torch.zeros(3, model.d_model))
-    assert found.isnan().flatten(1).any(1).tolist() == [True, False, False]
+    assert [as_it_is for of_past, as_it_is in kept if of_past] == [False] * 2 * len(model.layers)
 
 
 def test_packed_rows_leave_out_the_padding(tiny: Model):

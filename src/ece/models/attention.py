@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
-
-from ece.models.kept import made_again
 
 if TYPE_CHECKING:
     from ece.models.replay import Past
@@ -45,8 +46,7 @@ def grouped_attention(
     if past and past.packing:
         again = [partial(past.whole, module.layer_idx, part, each.detach()) for part, each in enumerate((key, value))]
         key, value = (past.whole(module.layer_idx, part, each) for part, each in enumerate((key, value)))
-        # the past is the same every time; a copy of it in every layer would be a fifth of all that is kept
-        with made_again([(key, again[0]), (value, again[1])]):
+        with _made_again([(key, again[0]), (value, again[1])]):
             read, _ = grouped_attention(module, past.packing.heads(query), key, value, attention_mask, **options)
         return past.packing.pack(read), None
     rows, heads, queries, width = query.shape
@@ -60,6 +60,25 @@ def grouped_attention(
         packed, key, value, mask, dropout_p=options.get("dropout", 0.0), scale=options.get("scaling")
     )
     return read.reshape(rows, heads, queries, -1).transpose(1, 2).contiguous(), None
+
+
+@contextmanager
+def _made_again(tensors: Sequence[tuple[Tensor, Callable[[], Tensor]]]) -> Iterator[None]:
+    """While this lasts, a gradient does not keep these tensors but makes them again: the past is the same every time.
+
+    A copy of it in every layer would be a fifth of all that is kept.
+    """
+    makers = {(made.data_ptr(), made.shape, made.stride()): again for made, again in tensors}
+
+    def pack(tensor: Tensor) -> Tensor | Callable[[], Tensor]:
+        return makers.get((tensor.data_ptr(), tensor.shape, tensor.stride()), tensor)
+
+    def unpack(kept: Tensor | Callable[[], Tensor]) -> Tensor:
+        return kept if isinstance(kept, Tensor) else kept()
+
+    with saved_tensors_hooks(pack, unpack):
+        yield
+    makers.clear()
 
 
 def takes_packed(network: PreTrainedModel) -> bool:

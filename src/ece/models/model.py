@@ -65,11 +65,6 @@ class Model:
         """The module whose input is the key and whose weight is W (Eq. 3)."""
         return self.layers[layer].get_submodule(self.family.ffn_output)
 
-    def activation(self, layer: int) -> nn.Module | None:
-        """The activation function of the layer's FFN, under one of the names that transformers gives it."""
-        ffn = self.layers[layer].get_submodule(self.family.ffn_output.rpartition(".")[0])
-        return next((part for name, part in ffn.named_children() if name in ("act", "act_fn", "activation_fn")), None)
-
     def weight_name(self, layer: int) -> str:
         """W's name in the checkpoint."""
         return f"{self.family.layers}.{layer}.{self.family.ffn_output}.weight"

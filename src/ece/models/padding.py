@@ -49,11 +49,6 @@ class Packing:
         """`[1, heads, real, d_head]` as `[rows, heads, positions, d_head]`."""
         return self.unpack(values.transpose(1, 2)).transpose(1, 2)
 
-    def select(self, rows: Tensor) -> tuple[Tensor, Packing]:
-        """Where among the real positions those of some rows are (repeats allowed), and how these are packed."""
-        visible = self.visible[rows]
-        return self.place.unflatten(0, self.visible.shape)[rows][visible], Packing(visible)
-
     def calls(self, calls: Sequence[Call]) -> list[Call]:
         """What layers are handed for the rows, for the one long row instead."""
         packed: dict[int, Tensor] = {}

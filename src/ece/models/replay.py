@@ -49,10 +49,7 @@ class Past:
     """`[rows, positions]` bool: False where a row is padded."""
 
     states: dict[int, KeysAndValues]
-    """By layer, both `[rows, heads, positions, head_dim]`, or packed: `[1, heads, real, head_dim]`."""
-
-    packed: Packing | None = None
-    """How `states` are packed, if they are."""
+    """By layer, both `[rows, heads, positions, head_dim]`."""
 
     seen: dict[int, KeysAndValues] | None = None
     """What the layers add while it is recorded; None when nothing is kept."""
@@ -71,7 +68,7 @@ class Past:
     def update(self, key: Tensor, value: Tensor, layer_idx: int, *_: Any, **__: Any) -> KeysAndValues:
         """The past followed by the present, as attention wants it; if packed, the present (it asks for the `whole`)."""
         if self.seen is not None:
-            self.seen[layer_idx] = (key, value)
+            self.seen[layer_idx] = (self._in_rows(key), self._in_rows(value))
         if self.packing:
             return key, value
         return self.whole(layer_idx, 0, key), self.whole(layer_idx, 1, value)
@@ -80,60 +77,41 @@ class Past:
         """The past's keys (part 0) or values (1) followed by the present ones `[rows, heads, positions, head_dim]`."""
         parts = [self.shared.of_rows(layer, part)] if self.shared else []
         if layer in self.states:
-            parts.append(_in_rows(self.states[layer][part], self.packed))
-        present = _in_rows(present, self.packing)
+            parts.append(self.states[layer][part])
+        present = self._in_rows(present)
         return torch.cat([*parts, present], dim=2) if parts else present
 
+    def _in_rows(self, present: Tensor) -> Tensor:
+        return self.packing.heads(present) if self.packing else present
+
     def extended(self, visible: Tensor) -> Past:
-        """This past with what was seen appended; `visible` `[rows, new]` tells the new positions from padding.
-
-        What is seen first stays packed as it was: most of a past may be padding.
-        """
-        both = torch.cat([self.visible, visible], dim=1)
+        """This past with what was seen appended; `visible` `[rows, new]` tells the new positions from padding."""
         seen = self.seen or {}
-        if not self.states:
-            return Past(both, dict(seen), self.packing, shared=self.shared)
         states = {
-            layer: _both(lambda earlier, new: torch.cat([earlier, _in_rows(new, self.packing)], 2), states, seen[layer])
-            for layer, states in self.in_rows().states.items()
+            layer: (torch.cat([self.states[layer][0], key], 2), torch.cat([self.states[layer][1], value], 2))
+            if layer in self.states
+            else (key, value)
+            for layer, (key, value) in seen.items()
         }
-        return Past(both, states, shared=self.shared)
-
-    def in_rows(self) -> Past:
-        """The same with nothing packed."""
-        if not self.packed:
-            return self
-        states = {layer: _both(lambda x: _in_rows(x, self.packed), states) for layer, states in self.states.items()}
-        return replace(self, states=states, packed=None)
+        return Past(torch.cat([self.visible, visible], dim=1), states, shared=self.shared)
 
     def select(self, rows: Tensor) -> Past:
         """Some rows (repeats allowed)."""
-        along, places, packed = (2, *self.packed.select(rows)) if self.packed else (0, rows, None)
         states = {
-            layer: _both(lambda each: each.index_select(along, places.to(each.device)), states)
-            for layer, states in self.states.items()
+            layer: (key[rows.to(key.device)], value[rows.to(value.device)])
+            for layer, (key, value) in self.states.items()
         }
         shared = replace(self.shared, which=self.shared.which[rows]) if self.shared else None
-        return Past(self.visible[rows], states, packed, shared=shared)
+        return Past(self.visible[rows], states, shared=shared)
 
     def begun(self, which: Tensor) -> Past:
         """The past of rows that begin with what is rows here `[rows]`; nothing is copied for each."""
-        return Past(self.visible[which], {}, shared=Shared(self.in_rows().states, which) if self.states else None)
+        return Past(self.visible[which], {}, shared=Shared(self.states, which) if self.states else None)
 
     def of_layers(self, layers: range) -> Past:
         """What some layers remember; nothing is copied."""
         states = {layer: states for layer, states in self.states.items() if layer in layers}
-        return Past(self.visible, states, self.packed, shared=self.shared)
-
-
-def _in_rows(states: Tensor, packing: Packing | None) -> Tensor:
-    return packing.heads(states) if packing else states
-
-
-def _both(change: Callable[..., Tensor], *of: KeysAndValues) -> KeysAndValues:
-    """What `change` makes of keys, and of values."""
-    key, value = (change(*parts) for parts in zip(*of, strict=True))
-    return key, value
+        return Past(self.visible, states, shared=self.shared)
 
 
 @dataclass

@@ -17,9 +17,6 @@ from ece.models.attention import takes_packed
 from ece.models.model import Model
 from ece.models.replay import KeysAndValues, Past, Replay, padded, record
 
-UNSEEN = [0]
-"""What is run where a row has no tokens, so that all rows have some; its position is visible to none."""
-
 
 @dataclass(frozen=True)
 class SharedPrefixes:
@@ -32,7 +29,7 @@ class SharedPrefixes:
     @torch.no_grad()
     def compute(cls, model: Model, tokens: list[list[int]]) -> SharedPrefixes:
         """Run the prefixes `tokens` through the model as it is now."""
-        return cls(tokens, _continued(model, tokens, Past.empty(len(tokens), model.device)).in_rows())
+        return cls(tokens, _continued(model, tokens, Past.empty(len(tokens), model.device)))
 
     @classmethod
     def of_all(cls, model: Model, sequences: Sequence[Sequence[int]], limit: int, least: int = 1) -> SharedPrefixes:
@@ -103,17 +100,12 @@ class Tails:
         ids, visible = padded(tails, model.device)
         replay = record(model, ids, visible, past)
         hidden = replay.run(replay.embedded, 0, layer + 1)
-        above = past.of_layers(range(layer + 1, len(model.layers)))
-        return cls._above(model, layer, ids, visible, hidden, above)
+        above = range(layer + 1, len(model.layers))
+        return cls._above(model, layer, ids, visible, hidden, past.of_layers(above))
 
     @classmethod
     def _above(cls, model: Model, layer: int, ids: Tensor, visible: Tensor, hidden: Tensor, past: Past) -> Tails:
         return cls(model, layer, ids, visible, hidden, past, record(model, ids, visible, past, pack=True))
-
-    @property
-    def above(self) -> range:
-        """The layers that a change reaches."""
-        return range(self.layer + 1, len(self.model.layers))
 
     def select(self, rows: Tensor) -> Tails:
         """Some of the rows."""
@@ -124,38 +116,39 @@ class Tails:
         """The last layer's output `[rows, positions, d_model]` when `change` `[rows, d_model]` is added at the cut."""
         at_cut = self.hidden[:, 0] + change.to(self.hidden)
         hidden = torch.cat([at_cut[:, None], self.hidden[:, 1:]], dim=1)
-        return self.replay.run(hidden, self.above.start, self.above.stop)
+        return self.replay.run(hidden, self.layer + 1, len(self.model.layers))
 
 
 def _continued(model: Model, tokens: Sequence[Sequence[int]], past: Past) -> Past:
     """The past with each row's tokens appended, in all layers."""
-    visible = padded(tokens, model.device)[1]
-    if not visible.any():
+    longest = max(map(len, tokens), default=0)
+    if longest == 0:
         return past
-    if takes_packed(model.network):
-        filled = padded([row or UNSEEN for row in tokens], model.device)
-        replay = record(model, *filled, replace(past, seen={}), pack=True)
-        replay.run(replay.embedded, 0, len(model.layers))
-        return replay.past.extended(visible)
+    visible = torch.zeros(len(tokens), longest, dtype=torch.bool, device=model.device)
     past.seen = {}
-    for rows in _together(tokens):
+    for rows in _together(model, tokens):
         ids, real = padded([tokens[row] for row in rows], model.device)
         some = past if len(rows) == len(tokens) else past.select(torch.tensor(rows, device=model.device))
         seen: dict[int, KeysAndValues] = {}
-        replay = record(model, ids, real, replace(some, seen=seen))
+        replay = record(model, ids, real, replace(some, seen=seen), pack=True)
         replay.run(replay.embedded, 0, len(model.layers))
+        visible[rows, : ids.shape[1]] = real
         for layer, (key, value) in seen.items():
             if layer not in past.seen:
-                size = (len(tokens), key.shape[1], visible.shape[1], key.shape[3])
+                size = (len(tokens), key.shape[1], longest, key.shape[3])
                 past.seen[layer] = (key.new_zeros(size), value.new_zeros(size))
             for part, whole in zip((key, value), past.seen[layer], strict=True):
                 whole[rows, :, : ids.shape[1]] = part
     return past.extended(visible)
 
 
-def _together(tokens: Sequence[Sequence[int]]) -> Iterator[list[int]]:
+def _together(model: Model, tokens: Sequence[Sequence[int]]) -> Iterator[list[int]]:
     """Numbers of rows that run together and waste little, each group in the rows' order; empty rows are in none."""
-    order = sorted((row for row in range(len(tokens)) if len(tokens[row])), key=lambda row: len(tokens[row]))
+    filled = [row for row in range(len(tokens)) if len(tokens[row])]
+    if takes_packed(model.network):  # padding costs nothing
+        yield filled
+        return
+    order = sorted(filled, key=lambda row: len(tokens[row]))
     while order:
         shortest = len(tokens[order[0]])
         group = [row for row in order if len(tokens[row]) <= shortest + shortest // 4]

@@ -12,7 +12,6 @@ from pydantic import Field
 from torch import Tensor
 
 from ece.facts import Fact
-from ece.models.kept import activations_made_again
 from ece.models.model import Model
 from ece.models.replay import Parts, of_device, parts_captured
 from ece.models.tails import SharedPrefixes, Tails
@@ -233,8 +232,7 @@ class TargetLoss:
 
     def __call__(self, delta: Tensor, ranked: bool = False) -> Value:
         """Evaluate loss and gradient at delta `[facts, d_model]`; `ranked`: also whether the targets come first."""
-        tails = self._rows.tails
-        with torch.enable_grad(), activations_made_again(tails.model, tails.above):
+        with torch.enable_grad():
             delta = delta.detach().requires_grad_()
             logits = self._rows.logits(delta)
         first = self._first(logits.detach()).to(delta.device) if ranked else None
