@@ -27,8 +27,8 @@ def one_heap() -> None:
     """From now on all threads share a heap, and every large block comes from the system and goes back when it is freed.
 
     For programs, not for libraries: it holds for the whole process. glibc otherwise gives each thread a heap of its
-    own, whose gaps no other thread can fill (a third of what a search on SmolLM2 takes), and begins to keep blocks of
-    up to 32 MB once some have been freed, so that what is left between them cannot be given back.
+    own, whose gaps no other thread can fill, and begins to keep blocks of up to 32 MB once some have been freed, so
+    that what is left between them cannot be given back.
     """
     _glibc("mallopt", M_ARENA_MAX, 1)
     _glibc("mallopt", M_MMAP_THRESHOLD, APART)

@@ -271,7 +271,7 @@ def edit_in_sequence(
             made.revert(model)
             continue
         history.add(model, made)
-        made = made.without_keys()
+        made = made.without_keys()  # nor are they held here while the next batch is searched for
         yield made
 
 

@@ -20,7 +20,8 @@ def available(device: torch.device) -> int:
 def needed(model: Model, recipe: Recipe, pass_tokens: int) -> int:
     """Bytes that an edit takes beside the model: moments, the system that is solved, and one pass of the search."""
     square = 8 * model.d_ff**2
-    moments = (2 if recipe.history else 1) * len(recipe.edited) * square // 2
+    moment = square // 2  # E[kk^T] is in float32, and a history keeps each number once
+    moments = (2 if recipe.history else 1) * len(recipe.edited) * moment
     above = len(model.layers) - recipe.edited[-1] - 1
     one_token = model.weight(0).element_size() * above * (12 * model.d_model + 4 * model.d_ff)
     return moments + 4 * square + pass_tokens * one_token
