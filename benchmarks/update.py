@@ -1,4 +1,5 @@
-"""What the update is made of, at fixed targets: text, tokens and shrinking of E[kk^T], lambda, neurons, kept prompts.
+"""What the update is made of, at fixed targets: text, tokens and shrinking of E[kk^T], lambda, neurons, kept prompts
+and names.
 
 Targets are sought once, on the original weights, and written in batches with history under each setting, or all of them
 in one batch. How far that misses them tells what a bad figure is due to: what was written, or what was sought.
@@ -53,6 +54,8 @@ def settings(recipe: ece.Recipe, d_ff: int) -> dict[str, ece.Recipe]:
         "lambda 10000": replace(recipe, regularise=10000.0),
         "prompts not kept": replace(recipe, keep_prompts=0.0),
         "prompts kept as facts are": replace(recipe, keep_prompts=1.0),
+        "names kept": replace(recipe, keep_names=0.3),
+        "names kept, lambda 1200": replace(recipe, keep_names=0.3, regularise=1200.0),
         "mean keys": replace(recipe, keys="contexts"),
         "written after contexts": replace(recipe, write_contexts=2),
         "neurons by RS, p 0.8": replace(recipe, neurons=Neurons("rs", 0.8)),

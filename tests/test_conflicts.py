@@ -11,7 +11,7 @@ from ece.facts import Fact
 from ece.methods.conflicts import clashes, whitened, words_in_common
 from ece.methods.finetune import FT_L
 from ece.methods.registry import as_recipe
-from ece.methods.writing import statistics
+from ece.methods.writing import ordinary
 from ece.models import Model
 from ece.models.replay import keys_captured
 
@@ -49,7 +49,7 @@ def test_words_in_common_forgive_endings():
 def test_whitened_keys_are_similar_where_the_update_mixes_them(tiny_llama: Model, more_facts: list[Fact]):
     """The cosine is k1 C^-1 k2, over the roots of the same of each with itself; written out here."""
     model, recipe = tiny_llama, replace(as_recipe("ece"), layers=(1, 2), tokens=512)
-    moment = statistics(model, recipe)[2].double()
+    moment = ordinary(model, recipe)[2].double()
     moment += 1e-3 * moment.diagonal().mean() * torch.eye(len(moment))
     keys = []
     for fact in more_facts:

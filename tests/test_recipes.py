@@ -27,7 +27,7 @@ from ece.models import LowRank, Model
 from ece.targets.descent import Adam, LogOdds, PairedAdam
 from ece.targets.warm import WarmStart
 from ece.update.after import Prune, Rect
-from ece.update.solve import least_squares, shrunk
+from ece.update.solve import least_squares
 from ece.update.solvers import NullSpace
 from ece.update.spread import Rounds, Spread
 
@@ -145,7 +145,7 @@ def test_the_shared_engine_gives_the_bits_it_gave(name: str, more_facts: list[Fa
         for place, layer in enumerate(LAYERS):
             read = subjects.read(entering, layer, LAST, "layer", "prompt")
             residual = (wanted - read.now) / (len(LAYERS) - place)
-            kept = recipe.regularise * shrunk(statistic[layer], recipe.shrink)
+            kept = recipe.regularise * statistic[layer].double()
             if recipe.history:
                 kept += history.moments[layer].whole()
             if recipe.keeps_more:

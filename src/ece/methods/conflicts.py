@@ -15,7 +15,7 @@ from ece.methods.engine import with_layers
 from ece.methods.method import Method
 from ece.methods.recipe import Recipe
 from ece.methods.subjects import keys
-from ece.methods.writing import statistics
+from ece.methods.writing import ordinary
 from ece.models import Model
 
 SAME_RELATION = 0.5
@@ -101,7 +101,7 @@ def whitened(model: Model, facts: Sequence[Fact], recipe: Recipe) -> Tensor:
     """
     layer = recipe.edited[-1]
     found = torch.cat([keys(model, some, [layer])[layer] for some in batches(facts, FACTS_AT_ONCE)])
-    moment = statistics(model, recipe)[layer].double()
+    moment = ordinary(model, recipe)[layer].double()
     moment.diagonal().add_(1e-3 * moment.diagonal().mean())
     factor = torch.linalg.cholesky(moment)
     white = torch.linalg.solve_triangular(factor, found.double().T, upper=False).T

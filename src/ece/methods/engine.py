@@ -103,7 +103,7 @@ def edit(
         facts=entries,
         contexts=list(before),
         anchors=clusters.anchors.tolist() if clusters else [],
-        statistics=statistics_key(model, recipe.corpus, tokens=recipe.tokens),
+        statistics=statistics_key(model, recipe.corpus, tokens=recipe.tokens, names=bool(recipe.keep_names)),
         derived_keys=recipe.recallable,
         seconds=sum(phases.seconds.values()),
         phases=phases.seconds,
@@ -120,7 +120,7 @@ class Bench:
     """Contexts."""
 
     moments: dict[int, Tensor]
-    """E[kk^T] by layer."""
+    """By layer, what is kept for each token of ordinary text."""
 
     phases: Phases
     search: Search

@@ -149,6 +149,10 @@ class Recipe:
     regularise: Annotated[float, Field(ge=0)] = 1000.0
     """Lambda: how many tokens of ordinary text weigh against the batch (Eq. 4)."""
 
+    keep_names: Annotated[float, Field(ge=0)] = 0.0
+    """How many names that the model writes by itself count with each token of ordinary text (0: none do): subjects
+    whose keys look as those of the edited ones do, and that an edit should leave alone."""
+
     shrink: Annotated[float, Field(ge=0, le=1)] = 0.0
     """How far E[kk^T] is shrunk to its diagonal: a text of some tens of tokens per neuron estimates a neuron's own
     energy well, and what it shares with others less well (Ledoit and Wolf 2004)."""

@@ -18,13 +18,28 @@ from ece.update.after import combined
 from ece.update.solve import reduced, shrunk
 from ece.update.solvers import Writing
 from ece.update.spread import Rounds
-from ece.update.statistics import key_statistics
+from ece.update.statistics import key_statistics, name_statistics
+
+
+def ordinary(model: Model, recipe: Recipe) -> dict[int, Tensor]:
+    """E[kk^T] over ordinary text by layer `[d_ff, d_ff]`, of the unedited model."""
+    with model.overlay.suspended(model):
+        return key_statistics(model, recipe.edited, recipe.corpus, tokens=recipe.tokens)
 
 
 def statistics(model: Model, recipe: Recipe) -> dict[int, Tensor]:
-    """E[kk^T] by layer `[d_ff, d_ff]`, of the unedited model."""
-    with model.overlay.suspended(model):
-        return key_statistics(model, recipe.edited, recipe.corpus, tokens=recipe.tokens)
+    """What is kept besides earlier edits, for each token of ordinary text, by layer `[d_ff, d_ff]`, float32.
+
+    E[kk^T] of the unedited model, shrunk as far as the recipe says, and what its names count beside it.
+    """
+    moments = ordinary(model, recipe)
+    if recipe.shrink:
+        moments = {layer: shrunk(moment, recipe.shrink).float() for layer, moment in moments.items()}
+    if recipe.keep_names:
+        with model.overlay.suspended(model):
+            of_names = name_statistics(model, recipe.edited)
+        moments = {layer: moment + recipe.keep_names * of_names[layer] for layer, moment in moments.items()}
+    return moments
 
 
 def swept(
@@ -72,7 +87,7 @@ def spread(
         recipe: with its layers chosen.
         subjects: the facts' prompts, run up to the first edited layer.
         wanted: z `[facts + facts x contexts, d_model]`; see `ece.methods.subjects.wanted`.
-        moments: E[kk^T] by layer.
+        moments: by layer, what is kept for each token of ordinary text; see `statistics`.
         history: of earlier batches.
 
     Returns:
@@ -89,7 +104,7 @@ def spread(
             residual *= subjects.roots.to(residual)
             choice = recipe.neurons
             neurons = select(choice.score, choice.p, key, model.weight(layer), choice.share)
-            kept = recipe.regularise * shrunk(moments[layer], recipe.shrink)
+            kept = recipe.regularise * moments[layer].double()
             if recipe.history and layer in history.moments:
                 kept += history.moments[layer].whole()
             if recipe.keeps_more:

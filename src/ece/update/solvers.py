@@ -34,7 +34,8 @@ class Writing:
     """C `[d_ff, d_ff]`: lambda E[kk^T] plus the history of earlier keys."""
 
     ordinary: Tensor
-    """E[kk^T] `[d_ff, d_ff]`, whatever its weight in C."""
+    """What is kept for each token of ordinary text `[d_ff, d_ff]`, whatever its weight in C: E[kk^T] where the recipe
+    neither shrinks it nor keeps names."""
 
     @property
     def system(self) -> Tensor:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -19,8 +19,9 @@ from tqdm import tqdm
 from ece.errors import UserError
 from ece.files import cache_folder, new_file, sound
 from ece.models.model import Model
-from ece.models.replay import keys_captured, record
+from ece.models.replay import keys_captured, padded, passes, record
 from ece.update.corpus import Corpus, corpus
+from ece.update.names import LISTS, Lists
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +29,8 @@ DEFAULT_CORPUS = "shipped"
 TOKENS_PER_NEURON = 24
 WINDOW = 256
 CHECKPOINT_SECONDS = 20.0
+PASS_TOKENS = 2048
+"""Tokens in one pass."""
 
 
 def key_statistics(
@@ -59,23 +62,55 @@ def key_statistics(
     tokens = tokens or TOKENS_PER_NEURON * model.d_ff
     source = corpus(text)
     files = {layer: folder / f"{_key(model, layer, source, tokens, window)}.safetensors" for layer in layers}
+    return _kept(model, source.name, files, lambda missing: _streamed(model, missing, source, tokens, window, folder))
+
+
+def name_statistics(
+    model: Model, layers: Sequence[int], lists: Lists = LISTS, *, folder: Path | None = None
+) -> dict[int, Tensor]:
+    """E[kk^T] at the last tokens of names that the unedited model writes, from the cache or computed now.
+
+    Args:
+        model: its overlay must be empty.
+        layers: whose keys.
+        lists: what makes the model write names.
+        folder: where the cache is.
+
+    Returns:
+        By layer `[d_ff, d_ff]`, float32, on the layer's device; zero where the model writes no names.
+    """
+    folder = folder or cache_folder() / "statistics"
+    files = {layer: folder / f"{_hashed(model.fingerprint, layer, lists.identity)}.safetensors" for layer in layers}
+    return _kept(model, "names", files, lambda missing: _of_names(model, missing, lists.names(model)))
+
+
+def _kept(
+    model: Model, source: str, files: Mapping[int, Path], summed: Callable[[list[int]], tuple[dict[int, Tensor], int]]
+) -> dict[int, Tensor]:
+    """What the files hold, by layer; those that are missing are made of the sums of kk^T and the number of keys."""
     missing = [layer for layer, file in files.items() if not sound(file)]
     if missing:
-        moments, count = _streamed(model, missing, source, tokens, window, folder)
+        moments, count = summed(missing)
         for layer in missing:
-            about = {"model": model.name, "layer": str(layer), "corpus": source.name, "tokens": str(count)}
+            about = {"model": model.name, "layer": str(layer), "corpus": source, "tokens": str(count)}
             with new_file(files[layer]) as file:
-                save_file({"moment": (moments[layer] / count).float().cpu()}, file, about)
+                save_file({"moment": (moments[layer] / max(1, count)).float().cpu()}, file, about)
     return {layer: load_file(file)["moment"].to(model.weight(layer).device) for layer, file in files.items()}
 
 
-def statistics_key(model: Model, text: str = DEFAULT_CORPUS, *, tokens: int | None = None, window: int = WINDOW) -> str:
-    """What names the statistics of all layers: the model, the text, and how much of it."""
-    return _key(model, -1, corpus(text), tokens or TOKENS_PER_NEURON * model.d_ff, window)
+def statistics_key(
+    model: Model, text: str = DEFAULT_CORPUS, *, tokens: int | None = None, window: int = WINDOW, names: bool = False
+) -> str:
+    """What names the statistics of all layers: the model, the text, how much of it, and which names, if any."""
+    key = _key(model, -1, corpus(text), tokens or TOKENS_PER_NEURON * model.d_ff, window)
+    return _hashed(key, LISTS.identity) if names else key
 
 
 def _key(model: Model, layer: int, source: Corpus, tokens: int, window: int) -> str:
-    parts = [model.fingerprint, layer, source.name, source.identity, tokens, window]
+    return _hashed(model.fingerprint, layer, source.name, source.identity, tokens, window)
+
+
+def _hashed(*parts: str | int) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
 
 
@@ -89,7 +124,7 @@ def _streamed(
     windows = islice(source.windows(model, window), done, wanted)
     saved = time.monotonic()
     with tqdm(total=wanted, initial=done, desc="key statistics", unit="window", leave=False, disable=None) as bar:
-        for batch in _batched(windows, max(1, 2048 // window)):
+        for batch in _batched(windows, max(1, PASS_TOKENS // window)):
             _add(model, sums, torch.tensor(batch, device=model.device))
             done += len(batch)
             bar.update(len(batch))
@@ -112,19 +147,40 @@ def _resumed(model: Model, layers: Sequence[int], partial: Path) -> tuple[dict[i
             sums = {layer: file.get_tensor(str(layer)).to(model.weight(layer).device) for layer in layers}
         log.info("key statistics resume after %d windows", done)
         return sums, done
+    return _nothing(model, layers), 0
+
+
+def _nothing(model: Model, layers: Sequence[int]) -> dict[int, Tensor]:
     size = (model.d_ff, model.d_ff)
-    return {layer: torch.zeros(size, dtype=torch.float64, device=model.weight(layer).device) for layer in layers}, 0
+    return {layer: torch.zeros(size, dtype=torch.float64, device=model.weight(layer).device) for layer in layers}
+
+
+def _add(model: Model, sums: dict[int, Tensor], ids: Tensor) -> None:
+    """Add kk^T of every token `[windows, length]`."""
+    _add_at(model, sums, ids, torch.ones_like(ids, dtype=torch.bool), slice(None))
 
 
 @torch.no_grad()
-def _add(model: Model, sums: dict[int, Tensor], ids: Tensor) -> None:
-    """Add kk^T of every token `[windows, length]`."""
+def _add_at(
+    model: Model, sums: dict[int, Tensor], ids: Tensor, visible: Tensor, places: slice | tuple[Tensor, Tensor]
+) -> None:
+    """Add kk^T of the tokens in some places of `[rows, positions]`."""
     with keys_captured(model, list(sums)) as keys:
-        replay = record(model, ids, torch.ones_like(ids, dtype=torch.bool))
+        replay = record(model, ids, visible)
         replay.run(replay.embedded, 0, max(sums) + 1)
     for layer, total in sums.items():
-        flat = keys[layer].flatten(0, 1).float()
+        flat = keys[layer][places].flatten(0, -2).float()
         total += flat.T @ flat
+
+
+def _of_names(model: Model, layers: Sequence[int], names: Sequence[str]) -> tuple[dict[int, Tensor], int]:
+    """Sums of kk^T over the last tokens of names, each by itself, and the number of names."""
+    log.info("%d names that the model wrote are kept", len(names))
+    sums, rows = _nothing(model, layers), [model.tokenizer(name)["input_ids"] for name in names]
+    for group in passes([len(row) for row in rows], PASS_TOKENS):
+        ids, visible = padded([rows[i] for i in group], model.device)
+        _add_at(model, sums, ids, visible, (torch.arange(len(group)), visible.sum(1).cpu() - 1))
+    return sums, len(names)
 
 
 def _batched(windows: Iterator[list[int]], size: int) -> Iterator[list[list[int]]]:
