@@ -16,7 +16,6 @@ from ece.facts import DEMONSTRATED, read_counterfact, shipped_file
 from ece.methods.registry import as_recipe
 from ece.methods.writing import ordinary, statistics
 from ece.models import Model
-from ece.update import names as rooms
 from ece.update.names import Lists
 from ece.update.solve import shrunk
 from ece.update.statistics import name_statistics, statistics_key
@@ -47,7 +46,7 @@ def direct(model: Model, layer: int, names: list[str]) -> Tensor:
 def test_only_whole_short_new_lines_are_names(tiny_llama: Model, monkeypatch: pytest.MonkeyPatch):
     known = read_counterfact(shipped_file())[-1].fact().subject
     written = [f" Oslo \nAda\n\n{known}\n" + "x" * 41 + "\nLake In", "Ada\nOd", "no end"]
-    monkeypatch.setattr(rooms, "continuations", lambda *_, **__: written)
+    monkeypatch.setattr("ece.update.names.continuations", lambda *_, **__: written)
     assert Lists().names(tiny_llama) == ["Oslo", "Ada"]
 
 
@@ -58,7 +57,7 @@ def test_lists_begin_with_shipped_subjects_but_the_demonstrations(monkeypatch: p
         asked.extend(prompts)
         return []
 
-    monkeypatch.setattr(rooms, "continuations", noted)
+    monkeypatch.setattr("ece.update.names.continuations", noted)
     assert Lists(lists=30, begun=5).names(tiny_llama) == []
     subjects = [record.fact().subject for record in read_counterfact(shipped_file())]
     lines = [prompt.removesuffix("\n").split("\n") for prompt in asked]
@@ -93,7 +92,7 @@ def test_names_are_asked_for_once(tiny_llama: Model, tmp_path: Path):
 
 
 def test_a_model_without_names_keeps_none(tiny_llama: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(rooms, "continuations", lambda *_, **__: [])
+    monkeypatch.setattr("ece.update.names.continuations", lambda *_, **__: [])
     assert not name_statistics(tiny_llama, [1], Lists(), folder=tmp_path)[1].any()
 
 

@@ -165,6 +165,11 @@ def shipped_file() -> Path:
     return Path(str(resources.files("ece") / "data" / "facts.json"))
 
 
+def not_demonstrated() -> list[CounterFactRecord]:
+    """The shipped facts but the demonstration's, which measures on them."""
+    return read_counterfact(shipped_file())[DEMONSTRATED:]
+
+
 def read_records(file: Path, schemas: dict[str, type[Any]]) -> list[Any]:
     """Records of a JSON or JSON-lines file.
 

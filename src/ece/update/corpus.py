@@ -13,7 +13,7 @@ from tqdm import tqdm
 from transformers import DynamicCache
 
 from ece.errors import UserError
-from ece.facts import DEMONSTRATED, read_counterfact, shipped_file
+from ece.facts import not_demonstrated
 from ece.models.model import Model
 
 
@@ -61,9 +61,9 @@ def _of_text(name: str, text: str) -> Corpus:
 
 
 def _shipped_sentences() -> list[str]:
-    """True statements about people and places. The facts of the demonstration are left out: it measures on them."""
+    """True statements about people and places."""
     sentences: list[str] = []
-    for record in read_counterfact(shipped_file())[DEMONSTRATED:]:
+    for record in not_demonstrated():
         rewrite = record.requested_rewrite
         prompts = [record.fact().question, *record.paraphrase_prompts, *record.neighborhood_prompts]
         true = rewrite.target_true.text if rewrite.target_true else ""

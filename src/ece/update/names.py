@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ece.facts import DEMONSTRATED, read_counterfact, shipped_file
+from ece.facts import not_demonstrated
 from ece.models.generate import Sampling, continuations
 from ece.models.model import Model
 
@@ -30,17 +30,17 @@ class Lists:
     @property
     def identity(self) -> str:
         """Changes when what the model is asked does."""
-        return hashlib.sha256(repr((self, self._prompts())).encode()).hexdigest()[:16]
+        return repr((self, self._prompts(_subjects())))
 
     def names(self, model: Model) -> list[str]:
         """What the model wrote on complete lines, none twice and none that it was given."""
-        written = continuations(model, self._prompts(), self.tokens, rows=64, sampling=self.sampling)
+        known = _subjects()
+        written = continuations(model, self._prompts(known), self.tokens, rows=64, sampling=self.sampling)
         lines = [line.strip() for text in written for line in text.split("\n")[:-1]]
-        given = set(_subjects())
-        return [line for line in dict.fromkeys(lines) if line and len(line) <= self.longest and line not in given]
+        return [line for line in dict.fromkeys(lines) if line and len(line) <= self.longest and line not in known]
 
-    def _prompts(self) -> list[str]:
-        draw, known = random.Random(0), _subjects()
+    def _prompts(self, known: Sequence[str]) -> list[str]:
+        draw = random.Random(0)
         return ["\n".join(draw.sample(known, self.begun)) + "\n" for _ in range(self.lists)]
 
 
@@ -48,5 +48,4 @@ LISTS = Lists()
 
 
 def _subjects() -> list[str]:
-    """Of the shipped facts but the demonstration's, which measures on them."""
-    return [record.fact().subject for record in read_counterfact(shipped_file())[DEMONSTRATED:]]
+    return [record.fact().subject for record in not_demonstrated()]

@@ -80,7 +80,8 @@ def name_statistics(
         By layer `[d_ff, d_ff]`, float32, on the layer's device; zero where the model writes no names.
     """
     folder = folder or cache_folder() / "statistics"
-    files = {layer: folder / f"{_hashed(model.fingerprint, layer, lists.identity)}.safetensors" for layer in layers}
+    asked = lists.identity
+    files = {layer: folder / f"{_hashed(model.fingerprint, layer, asked)}.safetensors" for layer in layers}
     return _kept(model, "names", files, lambda missing: _of_names(model, missing, lists.names(model)))
 
 
