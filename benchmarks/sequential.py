@@ -1,6 +1,6 @@
 """Thousands of edits in sequence: total time, time per batch, peak memory, and quality on the way.
 
-python benchmarks/sequential.py --data counterfact.json [--edits 2000] [--measure 100,1000] [--json FILE]
+python benchmarks/sequential.py --data counterfact.json [--first 0] [--edits 2000] [--measure 100,1000] [--json FILE]
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from ece.heap import one_heap  # noqa: E402
 
 def main(
     data: Annotated[Path, typer.Option(help="CounterFact records.")] = COUNTERFACT,
-    edits: Annotated[int, typer.Option(help="How many, from the first record.")] = 2000,
+    first: Annotated[int, typer.Option(help="First record; 1000 for trials of options.")] = 0,
+    edits: Annotated[int, typer.Option(help="How many.")] = 2000,
     batch_size: Annotated[int, typer.Option(help="Facts in a batch.")] = 100,
     method: Annotated[str, typer.Option(help="Which method.")] = "ece",
     set: Annotated[list[str] | None, typer.Option(help="key=value, options of the method.")] = None,
@@ -33,7 +34,7 @@ def main(
     one_heap()  # as the command line does
     model = ece.load()
     recipe = ece.method(method).with_options(dict(option.split("=", 1) for option in set or []))
-    records = ece.read_counterfact(data)[:edits]
+    records = ece.read_counterfact(data)[first : first + edits]
     counts = [int(count) for count in measure.split(",") if count and int(count) <= edits]
     unedited = ece.evaluate(model, records[: max(counts, default=0)])
     seconds: list[float] = []
@@ -63,6 +64,7 @@ def main(
             "method": recipe.name,
             "options": recipe.options(),
             "layers": made.manifest.layers,
+            "first": first,
             "edits": done,
             "seconds": sum(seconds),
             "batches": rows,

@@ -29,7 +29,7 @@ from ece.methods.writing import spread, statistics
 
 SHOWN = (
     *("efficacy", "generalization", "specificity", "specificity_gold", "specificity_kept", "specificity_unchanged"),
-    *("score", "efficacy_exact"),
+    *("score", "efficacy_exact", "specificity_soft", "score_soft"),
 )
 
 IN_ONE_BATCH = "all in one batch"

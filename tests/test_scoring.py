@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import cast
 
 import numpy as np
@@ -94,6 +95,11 @@ def answer(new: float, true: float, new_exact: bool = False, true_exact: bool = 
     return [Likelihood(new, (new_exact,), (0,)), Likelihood(true, (true_exact,), (0,))]
 
 
+def part(difference: float) -> float:
+    """Of two probabilities' sum, that of the one whose logarithm is so much larger."""
+    return 1 / (1 + math.exp(-difference))
+
+
 def test_metrics_by_hand(monkeypatch: pytest.MonkeyPatch, tiny_llama: Model):
     asked: list[Question] = []
     answers = [
@@ -121,7 +127,11 @@ def test_metrics_by_hand(monkeypatch: pytest.MonkeyPatch, tiny_llama: Model):
         "Neighbour 0",
     ]
     assert all(question.candidates == ("Rome", "Paris") for question in asked)
-    assert first == RecordScore(1, 0.5, 0.5, 1, 0.5, 0.25, (True, False, True, False))
+    right = (True, False, True, False)
+    soft = {"efficacy_soft": part(1), "generalization_soft": (part(2) + part(-2)) / 2}
+    soft["specificity_soft"] = (part(4) + part(-4) + part(1) + part(0)) / 4
+    assert {name: getattr(first, name) for name in soft} == pytest.approx(soft)
+    assert replace(first, **dict.fromkeys(soft, 0.0)) == RecordScore(1, 0.5, 0.5, 1, 0.5, 0.25, right, 0, 0, 0)
     assert (second.efficacy, second.generalization, second.efficacy_exact) == (0, 1, 0)
     assert math.isnan(second.specificity)
     assert second.neighbours == ()
@@ -162,6 +172,13 @@ def test_summary_by_hand():
     assert found["specificity_exact"].mean == 25
     assert "specificity_kept" not in found
     assert str(found["efficacy"]) == "75.0 ± 25.0"
+
+
+def test_soft_metrics_are_left_out_where_a_file_is_older_than_they_are():
+    soft = {f"{metric}_soft": 0.25 for metric in ("efficacy", "generalization", "specificity")}
+    found = summary([score(1, 1, 1), replace(score(1, 1, 1), **soft)])
+    assert found["score_soft"].mean == pytest.approx(25)
+    assert not any("_soft" in name for name in summary([score(1, 1, 1)]))
 
 
 def test_score_is_zero_where_a_metric_is():

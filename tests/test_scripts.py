@@ -147,11 +147,11 @@ def test_every_part_of_an_edit_is_timed_at_the_shape_of_a_large_model(tmp_path: 
 
 def test_a_sequence_is_timed_by_batch_and_measured_where_it_is_asked(tmp_path: Path):
     file = tmp_path / "sequential.json"
-    sequential.main(shipped_file(), edits=5, batch_size=2, method="ece", set=QUICK, measure="2,5", json=file)
+    sequential.main(shipped_file(), first=1, edits=5, batch_size=2, method="ece", set=QUICK, measure="2,5", json=file)
     found = written(file)
     assert [row["edits"] for row in found["batches"]] == [2, 4, 5]
     assert {count: of["edited"]["efficacy"]["records"] for count, of in found["quality"].items()} == {"2": 2, "5": 5}
-    model, records = make.build("llama"), ece.read_counterfact(shipped_file())[:5]
+    model, records = make.build("llama"), ece.read_counterfact(shipped_file())[1:6]
     made = list(ece.edit_in_sequence(model, [record.fact() for record in records], quick(), 2))
     assert [len(edit.manifest.facts) for edit in made] == [2, 2, 1]
     mine = ece.summary(ece.evaluate(model, records))["score"].mean

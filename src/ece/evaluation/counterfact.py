@@ -5,6 +5,7 @@ metrics of generated texts.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -23,7 +24,7 @@ from ece.models.likelihood import Likelihood, Question, likelihoods
 log = logging.getLogger(__name__)
 
 METRICS = ("efficacy", "generalization", "specificity")
-VARIANTS = ("", "_exact", "_generated")
+VARIANTS = ("", "_exact", "_soft", "_generated")
 NAN = float("nan")
 
 
@@ -51,6 +52,13 @@ class RecordScore:
 
     neighbours: tuple[bool, ...]
     """Which neighbour prompts are right."""
+
+    efficacy_soft: float = NAN
+    """How much likelier the new object is: the logistic function of the difference of log-probabilities, in nats."""
+
+    generalization_soft: float = NAN
+    specificity_soft: float = NAN
+    """How much likelier the true object is after prompts about neighbours."""
 
     efficacy_generated: float = NAN
     """Whether the model, writing by itself, names the new object, and not the true one before it (`says`)."""
@@ -237,6 +245,11 @@ class _Asked:
     def likelier(self, wanted: int) -> bool:
         return self.answers[wanted].log_probability > self.answers[1 - wanted].log_probability
 
+    def preferred(self, wanted: int) -> float:
+        """The wanted one's part of both probabilities (geometric means over tokens): 1/2 where they are equal."""
+        difference = self.answers[wanted].log_probability - self.answers[1 - wanted].log_probability
+        return (1 + math.tanh(difference / 2)) / 2
+
     def exact(self, wanted: int) -> bool:
         return self.answers[wanted].exact
 
@@ -260,6 +273,9 @@ def _scored(record: CounterFactRecord, asked: Iterator[_Asked]) -> RecordScore:
         generalization_exact=share(x.exact(new) for x in paraphrases),
         specificity_exact=share(x.exact(true) for x in neighbours),
         neighbours=tuple(x.likelier(true) for x in neighbours),
+        efficacy_soft=share(x.preferred(new) for x in edited),
+        generalization_soft=share(x.preferred(new) for x in paraphrases),
+        specificity_soft=share(x.preferred(true) for x in neighbours),
     )
     if edited[0].line is None:
         return score
@@ -286,8 +302,8 @@ def _summary(scores: Sequence[Score], before: Sequence[Score] | None) -> dict[st
     found: dict[str, Mean] = {}
     for variant in VARIANTS:
         columns = {metric: column(scores, metric + variant) for metric in METRICS}
-        if variant == "_generated" and np.isnan(list(columns.values())).all():
-            continue
+        if variant in ("_soft", "_generated") and np.isnan(list(columns.values())).all():
+            continue  # not asked for, or read back from a file that is older than the variant
         found |= {metric + variant: percent(values) for metric, values in columns.items()}
         found["score" + variant] = harmonic(list(columns.values()))
     if before is not None:
