@@ -243,12 +243,15 @@ class _Asked:
     line: str | None
 
     def likelier(self, wanted: int) -> bool:
-        return self.answers[wanted].log_probability > self.answers[1 - wanted].log_probability
+        return self._lead(wanted) > 0
 
     def preferred(self, wanted: int) -> float:
         """The wanted one's part of both probabilities (geometric means over tokens): 1/2 where they are equal."""
-        difference = self.answers[wanted].log_probability - self.answers[1 - wanted].log_probability
-        return (1 + math.tanh(difference / 2)) / 2
+        return (1 + math.tanh(self._lead(wanted) / 2)) / 2
+
+    def _lead(self, wanted: int) -> float:
+        """By how much its log-probability is the larger one, in nats."""
+        return self.answers[wanted].log_probability - self.answers[1 - wanted].log_probability
 
     def exact(self, wanted: int) -> bool:
         return self.answers[wanted].exact
