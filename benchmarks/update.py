@@ -54,6 +54,8 @@ def settings(recipe: ece.Recipe, d_ff: int) -> dict[str, ece.Recipe]:
         "lambda 10000": replace(recipe, regularise=10000.0),
         "prompts not kept": replace(recipe, keep_prompts=0.0),
         "prompts kept as facts are": replace(recipe, keep_prompts=1.0),
+        "what comes after the subject not kept": replace(recipe, keep_after=0.0),
+        "what comes after the subject kept as facts are": replace(recipe, keep_after=1.0),
         "names kept": replace(recipe, keep_names=0.3),
         "names kept, lambda 1200": replace(recipe, keep_names=0.3, regularise=1200.0),
         "mean keys": replace(recipe, keys="contexts"),

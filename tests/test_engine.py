@@ -388,18 +388,20 @@ def test_unknown_methods_are_refused(tiny_llama: Model, facts: list[Fact]):
         edit(tiny_llama, facts, "magic")
 
 
-def test_whole_prompts_are_kept(tiny: Model, more_facts: list[Fact]):
-    """The keys of all tokens before the subjects' last count as much as is said, as often as they occur, for good."""
-    recipe = replace(ONE_LAYER, keep_prompts=0.3)
+@pytest.mark.parametrize(("earlier", "after"), [(0.3, 0.0), (0.0, 0.2), (0.3, 0.2)])
+def test_whole_prompts_are_kept(tiny: Model, more_facts: list[Fact], earlier: float, after: float):
+    """The keys of all tokens but the subjects' last count as much as is said, as often as they occur, for good."""
+    recipe = replace(ONE_LAYER, keep_prompts=earlier, keep_after=after)
     made = quickly(tiny, more_facts, recipe)
     (layer,) = made.manifest.layers
     moment = torch.zeros(tiny.d_ff, tiny.d_ff, dtype=torch.float64)
     for fact in more_facts:
         text = locate(tiny, fact.prompt, fact.subject)
         with torch.no_grad(), keys_captured(tiny, [layer]) as captured:
-            tiny.network(torch.tensor([text.ids[: text.subject_last + 1]]))
+            tiny.network(torch.tensor([text.ids]))
         every = captured[layer][0].double()
-        moment += 0.3 * every[:-1].T @ every[:-1]
+        before, behind = every[: text.subject_last], every[text.subject_last + 1 :]
+        moment += earlier * before.T @ before + after * behind.T @ behind
     around = made.around[layer].double()
     torch.testing.assert_close(around.T @ around, moment, rtol=1e-4, atol=1e-5)
 
@@ -450,9 +452,9 @@ def test_contexts_are_written_with_the_bare_prompts_key_in_one_sweep(
 def test_an_edit_from_before_an_option_is_read_as_made_without_it(tiny_llama: Model, facts: list[Fact]):
     made = edit(tiny_llama, facts, replace(ONE_LAYER, name="memit", history=False), before=BEFORE)
     older = made.manifest.model_copy(update={"options": made.manifest.options | {"gone": 0.0}})
-    del older.options["write_contexts"]
+    del older.options["write_contexts"], older.options["keep_after"]
     assert recipe_of(older) == recipe_of(made.manifest)
-    assert recipe_of(older).write_contexts == 0
+    assert recipe_of(older).write_contexts == recipe_of(older).keep_after == 0
     older.options["gone"] = 1.0
     with pytest.raises(UserError, match="gone"):
         recipe_of(older)
@@ -468,7 +470,7 @@ def test_many_passes_read_what_one_reads(
 
     def read(budget: int) -> tuple[int, dict[int, subjects.Read]]:
         monkeypatch.setitem(subjects.PASS_TOKENS, "cpu", budget)
-        found = subjects.Subjects.prepare(tiny, more_facts, 1, before, **weights, around=1.0)
+        found = subjects.Subjects.prepare(tiny, more_facts, 1, before, **weights, around=1.0, after=0.5)
         return len(found.passes), dict(found.along([1, 2], 2, "layer", residual))
 
     (few, whole), (many, parts) = read(100_000), read(1)

@@ -164,6 +164,9 @@ class Recipe:
     """How much the keys of the prompts' tokens before the subject's last count beside the facts' own, now and in later
     batches (0: not at all): what later tokens read there by attention then stays what it was when the edit was made."""
 
+    keep_after: Annotated[float, Field(ge=0)] = 0.0
+    """The same for the keys of the prompts' tokens after the subject's last."""
+
     write_contexts: Annotated[int, Field(ge=0, le=5)] = 0
     """After how many of the contexts what is sought is written too, besides the bare prompt: after each of them towards
     the target state that the fact has there."""
@@ -210,7 +213,7 @@ class Recipe:
     @property
     def keeps_more(self) -> bool:
         """Whether other keys than the facts' own are kept."""
-        return bool(self.keep_prompts or self.write_contexts)
+        return bool(self.keep_prompts or self.keep_after or self.write_contexts)
 
     @property
     def recallable(self) -> bool:

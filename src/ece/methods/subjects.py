@@ -1,4 +1,4 @@
-"""The facts' prompts up to their subjects: keys and states at the subjects' last tokens."""
+"""The facts' prompts: keys and states at the subjects' last tokens, and the keys of the other tokens."""
 
 from __future__ import annotations
 
@@ -40,8 +40,11 @@ class Pass:
     bare: bool
     """Whether these are the prompts alone; otherwise they follow contexts."""
 
-    earlier: Tensor
-    """`[4, positions]` of `Subjects.around`: where in it, row in this pass, position, count"""
+    others: Tensor
+    """`[3, positions]` of `Read.around`: where in it, row in this pass, position"""
+
+    weights: Tensor
+    """`[positions]`: what each of them counts"""
 
     def at_subject(self, states: Tensor) -> Tensor:
         """`[rows, width]`, float32: the states at the subjects' last tokens."""
@@ -66,8 +69,8 @@ class Read:
     """`[facts + facts x contexts, d_model]`: the states that an edit is to change"""
 
     around: Tensor
-    """`[positions, d_ff]`: what else is kept, times the root of its weight: the key of each different beginning of a
-    bare prompt before its subject's last token"""
+    """`[positions, d_ff]`: what else is kept, times the root of its weight: the key at the end of each different
+    beginning of a bare prompt, but for those that end in its subject's last token"""
 
     @property
     def others(self) -> Tensor:
@@ -77,7 +80,7 @@ class Read:
 
 @dataclass(frozen=True)
 class Subjects:
-    """The facts' prompts up to the subjects' last tokens, ready to be run through the edited layers."""
+    """The facts' prompts, ready to be run through the edited layers: up to the subjects' last tokens, or whole."""
 
     model: Model
     passes: tuple[Pass, ...]
@@ -89,9 +92,6 @@ class Subjects:
     """`[rows]`: weight of the row in its fact's key; rows of a fact follow each other and begin with the bare prompt"""
 
     facts: int
-    around: float
-    """How much a beginning's key counts in `Read.around`; 0: there are none"""
-
     beside: float
     """How much a key after a context does in `Read.beside`; 0: there are none"""
 
@@ -106,6 +106,7 @@ class Subjects:
         *,
         evenly: bool = False,
         around: float = 0.0,
+        after: float = 0.0,
         beside: float = 0.0,
     ) -> Subjects:
         """Run everything below layer `first`.
@@ -116,14 +117,18 @@ class Subjects:
             first: the first edited layer.
             before: contexts, the empty one first; several average keys as MEMIT does.
             evenly: or as a plain mean.
-            around: how much the key of each beginning of a bare prompt counts in `Read.around`; at 0 there are none.
+            around: how much the keys of a bare prompt's tokens before its subject's last count in `Read.around`; at 0
+                there are none.
+            after: the same for the tokens after it.
             beside: how much a fact's keys after contexts do together in `Read.beside`; at 0 a fact has one key, and
                 otherwise that of its bare prompt and these.
         """
         texts = [locate(model, fact.prompt, fact.subject, before=text) for fact in facts for text in before]
         ids = [text.ids[: text.subject_last + 1] for text in texts]
         bare = range(0, len(ids), len(before))
-        earlier = list(_beginnings({row: ids[row] for row in bare}).values()) if around else []
+        if after:
+            ids[:: len(before)] = [texts[row].ids for row in bare]
+        others = _others({row: (ids[row], texts[row].subject_last) for row in bare}, around, after)
         budget = of_device(model, PASS_TOKENS)
         made: list[Pass] = []
         for context in range(len(before)):
@@ -132,16 +137,16 @@ class Subjects:
             for group in passes([len(ids[row]) - common for row in kind], budget):
                 rows = [kind[i] for i in group]
                 replay = Led.record(model, ids[rows[0]][:common], [ids[row][common:] for row in rows])
-                last = torch.tensor([len(ids[row]) - common - 1 for row in rows])
-                made.append(Pass(replay, torch.tensor(rows), last, not context, _within(earlier, rows)))
-        others = len(before) - 1
-        if not others or evenly:
+                last = torch.tensor([texts[row].subject_last - common for row in rows])
+                made.append(Pass(replay, torch.tensor(rows), last, not context, *_within(others, rows)))
+        more = len(before) - 1
+        if not more or evenly:
             shares = [1 / len(before)] * len(before)
         else:
-            shares = [1.0] + [0.0] * others if beside else [0.5] + [0.5 / others] * others
+            shares = [1.0] + [0.0] * more if beside else [0.5] + [0.5 / more] * more
         entering = tuple(each.replay.run(each.replay.embedded, 0, first) for each in made)
         share = torch.tensor(shares * len(facts))
-        return cls(model, tuple(made), entering, share, len(facts), around, beside / others if others else 0.0)
+        return cls(model, tuple(made), entering, share, len(facts), beside / more if more else 0.0)
 
     @property
     def roots(self) -> Tensor:
@@ -183,7 +188,7 @@ class Subjects:
         rows, like = len(self.share), {"dtype": torch.float32, "device": self.model.weight(layer).device}
         keys = torch.empty(rows, self.model.d_ff, **like)
         states = torch.zeros(rows, self.model.d_model, **like)
-        around = torch.empty(sum(each.earlier.shape[1] for each in self.passes), self.model.d_ff, **like)
+        around = torch.empty(sum(len(each.weights) for each in self.passes), self.model.d_ff, **like)
         for each, hidden in zip(self.passes, entering, strict=True):
             counts = each.bare or residual == "key" or self.beside
             with keys_captured(self.model, [layer]) as captured:
@@ -191,9 +196,9 @@ class Subjects:
             keys[each.rows] = each.at_subject(captured[layer])
             if counts:
                 states[each.rows] = each.at_subject(output).to(states)
-            place, row, position, count = each.earlier
+            place, row, position = each.others
             found = captured[layer][row, position].float()
-            around[place] = found * (self.around * count).to(found).sqrt()[:, None]
+            around[place] = found * each.weights.to(found).sqrt()[:, None]
         now = self.averaged(states) if residual == "key" else self.of_bare(states)
         key, beside = self.averaged(keys), keys[:0]
         if self.beside:
@@ -214,20 +219,32 @@ class Subjects:
         return rows.unflatten(0, (self.facts, -1))[:, 1:].flatten(0, 1)
 
 
-def _beginnings(rows: Mapping[int, Sequence[int]]) -> dict[tuple[int, ...], list[int]]:
-    """Every different beginning that ends before a row's last token: a row that has it, its end, how many have it."""
-    found: dict[tuple[int, ...], list[int]] = {}
-    for row, ids in rows.items():
-        for position in range(len(ids) - 1):
-            found.setdefault(tuple(ids[: position + 1]), [row, position, 0])[2] += 1
-    return found
+Beginning = tuple[int, int, float]
+"""Of a prompt: a row that has it, the position where it ends, and what it counts."""
 
 
-def _within(earlier: Sequence[Sequence[int]], rows: Sequence[int]) -> Tensor:
-    """Of beginnings (row, position, count) those of some rows `[4, positions]`: number, row among these, the others."""
+def _others(rows: Mapping[int, tuple[Sequence[int], int]], around: float, after: float) -> list[Beginning]:
+    """Every different beginning of some rows, each with its subject's last position, that ends elsewhere and counts.
+
+    It counts `around` for each row whose subject ends behind it, `after` for each whose subject ends before.
+    """
+    found: dict[tuple[int, ...], Beginning] = {}
+    for row, (ids, last) in rows.items():
+        for position in range(len(ids)):
+            weight = around if position < last else after
+            if weight and position != last:
+                beginning = tuple(ids[: position + 1])
+                first, end, so_far = found.get(beginning, (row, position, 0.0))
+                found[beginning] = (first, end, so_far + weight)
+    return list(found.values())
+
+
+def _within(others: Sequence[Beginning], rows: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Of beginnings those of some rows: `[3, positions]` number, row among these and position; what each counts."""
     place = {row: i for i, row in enumerate(rows)}
-    here = [[i, place[row], position, count] for i, (row, position, count) in enumerate(earlier) if row in place]
-    return torch.tensor(here, dtype=torch.long).reshape(-1, 4).T
+    here = [(i, place[row], position, weight) for i, (row, position, weight) in enumerate(others) if row in place]
+    places = torch.tensor([each[:3] for each in here], dtype=torch.long).reshape(-1, 3).T
+    return places, torch.tensor([each[3] for each in here])
 
 
 def _output(model: Model, replay: Led, entering: Entering, first: int, last: int, site: Site) -> Tensor:
@@ -244,8 +261,9 @@ def prepared(model: Model, facts: Sequence[Fact], recipe: Recipe, before: Sequen
     """The facts' prompts, alone or after contexts, as the recipe takes its keys from."""
     seen = before[: 1 + (recipe.write_contexts if recipe.keys == "prompt" else recipe.contexts)]
     beside = recipe.contexts_weight if recipe.write_contexts else 0.0
-    around, evenly = recipe.keep_prompts, recipe.keys == "mean"
-    return Subjects.prepare(model, facts, recipe.edited[0], seen, evenly=evenly, around=around, beside=beside)
+    kept = {"around": recipe.keep_prompts, "after": recipe.keep_after}
+    evenly = recipe.keys == "mean"
+    return Subjects.prepare(model, facts, recipe.edited[0], seen, evenly=evenly, beside=beside, **kept)
 
 
 @torch.no_grad()

@@ -37,5 +37,6 @@ ECE = Recipe(
     regularise=1400.0,
     shrink=0.6,
     keep_prompts=0.25,
+    keep_after=0.25,
     write_contexts=2,
 )
