@@ -11,12 +11,14 @@ import alone
 import clashes
 import journal
 import machine
+import positions
 import pytest
 import questions
 import sequential
 import shapes
 import targets
 import tiny as make
+import torch
 import update
 
 import ece
@@ -25,6 +27,7 @@ from ece.evaluation.zsre import Zsre
 from ece.facts import shipped_file
 from ece.methods.engine import written_contexts
 from ece.methods.recipe import PerFact
+from ece.models.likelihood import Question, likelihoods
 from ece.targets.descent import Adam, LogOdds
 
 QUICK = ["corpus=python", "tokens=600", "layers=0,1", "targets.descent.evaluations=3"]
@@ -181,6 +184,31 @@ def test_paraphrases_and_other_subjects_are_counted_at_each_threshold(tmp_path: 
     near = [row["paraphrases (%)"] for row in rows[:-1]]
     assert near == sorted(near)
     assert len(near) == len(clashes.THRESHOLDS)
+
+
+def test_a_change_is_laid_over_some_tokens_only(tmp_path: Path):
+    file = tmp_path / "positions.json"
+    positions.main(shipped_file(), first=0, facts=4, batch_size=2, every=1, each=2, set=QUICK, json=file)
+    rows = {row["change at"]: row for row in written(file)["rows"]}
+    assert list(rows) == list(positions.WHERE)
+    assert written(file)["prompts"] == 8
+    assert rows["no token"]["its size (nats)"] == 0 < rows["the subject's last"]["its size (nats)"]
+
+    model, every = ece.load(), ece.read_counterfact(shipped_file())
+    records = every[:4]
+    asked = positions.neighbours(model, records, positions.endings(every), 2)
+    texts = [text for prompt in asked for text in (prompt.true, prompt.new)]
+    list(ece.edit_in_sequence(model, [record.fact() for record in records], quick(), 2))
+    edited = positions.log_probabilities(model, texts, {}, positions.WHERE["all"])
+    questions = [neighbour for record in records for neighbour in record.neighborhood_prompts[:2]]
+    objects = [record.requested_rewrite for record in records for _ in range(2)]
+    pairs = [(rewrite.target_true.text, rewrite.target_new.text) for rewrite in objects if rewrite.target_true]
+    answers = likelihoods(model, [Question(prompt, pair) for prompt, pair in zip(questions, pairs, strict=True)])
+    flat = torch.tensor([answer.log_probability for both in answers for answer in both])
+    torch.testing.assert_close(edited, flat, rtol=1e-4, atol=1e-4)
+    lead = edited.unflatten(0, (-1, 2))
+    soft = (lead[:, 0] - lead[:, 1]).sigmoid().mean().item()
+    assert rows["all"]["soft (%)"] == pytest.approx(100 * soft, abs=1e-3)
 
 
 def test_the_journal_is_timed(capsys: pytest.CaptureFixture[str]):

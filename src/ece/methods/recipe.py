@@ -165,7 +165,7 @@ class Recipe:
     batches (0: not at all): what later tokens read there by attention then stays what it was when the edit was made."""
 
     keep_after: Annotated[float, Field(ge=0)] = 0.0
-    """The same for the keys of the prompts' tokens after the subject's last."""
+    """How much the keys of the prompts' tokens after the subject's last count, in the same way (0: not at all)."""
 
     write_contexts: Annotated[int, Field(ge=0, le=5)] = 0
     """After how many of the contexts what is sought is written too, besides the bare prompt: after each of them towards
