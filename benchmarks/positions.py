@@ -7,9 +7,9 @@ python benchmarks/positions.py --data counterfact.json [--first 1000] [--facts 6
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -19,18 +19,21 @@ from machine import COUNTERFACT, report, start
 from torch import Tensor
 
 import ece
+from ece.cli.options import chosen_method
 from ece.facts import CounterFactRecord
-from ece.models.replay import padded, passes
-from ece.models.tokens import Tokens, locate
+from ece.models.replay import passes
+from ece.models.texts import Texts, added
+from ece.models.tokens import locate
 
 PASS_TOKENS = 1024
 
 Where = Callable[[Tensor, Tensor], Tensor]
-"""Which positions `[positions]` are changed, where the subjects' last ones are `[rows, 1]`."""
+"""Which of the `[positions]` are changed (bool, for all rows or `[rows, positions]`); the subjects' last ones are
+`[rows, 1]`."""
 
 WHERE: dict[str, Where] = {
-    "no token": lambda place, last: (place < 0).expand(len(last), -1),
-    "all": lambda place, last: (place >= 0).expand(len(last), -1),
+    "no token": lambda place, last: place < 0,
+    "all": lambda place, last: place >= 0,
     "the subject's last": lambda place, last: place == last,
     "those before it": lambda place, last: place < last,
     "those after it": lambda place, last: place > last,
@@ -42,10 +45,12 @@ WHERE: dict[str, Where] = {
 
 @dataclass(frozen=True)
 class Neighbour:
-    """A prompt about another subject, followed by the true object and by the new one."""
+    """A prompt about another subject, and its objects."""
 
-    true: Tokens
-    new: Tokens
+    template: str
+    subject: str
+    objects: tuple[str, str]
+    """The true one and the new one."""
 
 
 def endings(records: Sequence[CounterFactRecord]) -> list[str]:
@@ -57,9 +62,7 @@ def endings(records: Sequence[CounterFactRecord]) -> list[str]:
     return sorted({ending for ending in said if ending.strip()}, key=len, reverse=True)
 
 
-def neighbours(
-    model: ece.Model, records: Sequence[CounterFactRecord], known: Sequence[str], each: int
-) -> list[Neighbour]:
+def neighbours(records: Sequence[CounterFactRecord], known: Sequence[str], each: int) -> list[Neighbour]:
     """The first neighbour prompts of every record whose end is known."""
     found = []
     for record in records:
@@ -67,38 +70,33 @@ def neighbours(
         for prompt in record.neighborhood_prompts[:each]:
             ending = next((end for end in known if prompt.endswith(end) and len(prompt) > len(end)), None)
             if ending and rewrite.target_true:
-                subject, template = prompt.removesuffix(ending), "{}" + ending
                 objects = (rewrite.target_true.text, rewrite.target_new.text)
-                found.append(Neighbour(*(locate(model, template, subject, target=text) for text in objects)))
+                found.append(Neighbour("{}" + ending, prompt.removesuffix(ending), objects))
     return found
-
-
-@contextmanager
-def changed(model: ece.Model, change: Mapping[int, Tensor], tokens: Tensor) -> Iterator[None]:
-    """While this lasts, the weights differ by `change` at `tokens` `[rows, positions]` (bool)."""
-
-    def at(layer: int) -> Callable[..., Tensor]:
-        return lambda _, inputs, output: output + tokens[..., None] * (inputs[0] @ change[layer].T)
-
-    with ExitStack() as stack:
-        for layer in change:
-            stack.callback(model.ffn_output(layer).register_forward_hook(at(layer)).remove)
-        yield
 
 
 @torch.no_grad()
-def log_probabilities(model: ece.Model, texts: Sequence[Tokens], change: Mapping[int, Tensor], where: Where) -> Tensor:
-    """Of each text's target, the mean over its tokens `[texts]`."""
-    found = torch.empty(len(texts))
-    for group in passes([len(text.ids) for text in texts], PASS_TOKENS):
-        ids, visible = padded([texts[i].ids for i in group], model.device)
-        last = torch.tensor([[texts[i].subject_last] for i in group], device=model.device)
-        with changed(model, change, where(torch.arange(ids.shape[1], device=model.device), last)):
-            said = model.network(ids, attention_mask=visible.long(), use_cache=False).logits.log_softmax(-1)
-        for row, i in zip(said, group, strict=True):
-            start, target = texts[i].target_start, torch.tensor(texts[i].target, device=model.device)
-            found[i] = row[start - 1 : start - 1 + len(target)].gather(1, target[:, None]).mean()
-    return found
+def log_probabilities(
+    model: ece.Model, asked: Sequence[Neighbour], change: Mapping[int, Tensor], where: Sequence[Where]
+) -> Tensor:
+    """Of both objects, the mean over their tokens, with the weights changed at some tokens `[where, asked, 2]`."""
+    pairs = [(neighbour, target) for neighbour in asked for target in neighbour.objects]
+    located = [locate(model, about.template, about.subject, target=target) for about, target in pairs]
+    found = torch.empty(len(where), len(pairs))
+    for group in passes([len(text.ids) for text in located], PASS_TOKENS):
+        prompts = [about.template.format(about.subject) for about, _ in (pairs[i] for i in group)]
+        texts = Texts.prepare(model, prompts, [pairs[i][1] for i in group], min(change, default=0))
+        last = torch.tensor([[located[i].subject_last] for i in group], device=model.device)
+        place = torch.arange(texts.visible.shape[1], device=model.device)
+        for number, chosen in enumerate(where):
+            tokens = chosen(place, last)[..., None]
+            with added(model, {layer: partial(_change, tokens, weight) for layer, weight in change.items()}):
+                found[number, group] = -texts.nll(texts.run()).to(found)
+    return found.unflatten(1, (-1, 2))
+
+
+def _change(tokens: Tensor, weight: Tensor, keys: Tensor) -> Tensor:
+    return tokens * (keys @ weight.T)
 
 
 def main(
@@ -115,31 +113,26 @@ def main(
     model = ece.load()
     records = ece.read_counterfact(data)
     some = records[first : first + facts]
-    recipe = ece.method("ece").with_options(dict(option.split("=", 1) for option in set or []))
+    recipe = chosen_method("ece", set)
     made = list(ece.edit_in_sequence(model, [record.fact() for record in some], recipe, batch_size))
     change = {layer: model.weight(layer) - base for layer, base in model.overlay.base.items()}
     for edit in reversed(made):
         edit.revert(model)
-    asked = neighbours(model, some[::every], endings(records), each)
-    texts = [text for prompt in asked for text in (prompt.true, prompt.new)]
-    rows, leads = [], {}
-    for name, where in WHERE.items():
-        true, new = log_probabilities(model, texts, change, where).unflatten(0, (-1, 2)).T
-        leads[name] = true - new
-        moved = leads[name] - leads["no token"]
-        rows.append(
-            {
-                "change at": name,
-                "specificity (%)": 100 * (leads[name] > 0).float().mean().item(),
-                "soft (%)": 100 * leads[name].sigmoid().mean().item(),
-                "lead, change (nats)": moved.mean().item(),
-                "its size (nats)": moved.abs().mean().item(),
-            }
-        )
+    asked = neighbours(some[::every], endings(records), each)
+    said = log_probabilities(model, asked, change, list(WHERE.values()))
+    leads = dict(zip(WHERE, said[..., 0] - said[..., 1], strict=True))
+    rows = [
+        {
+            "change at": name,
+            "specificity (%)": 100 * (lead > 0).float().mean().item(),
+            "soft (%)": 100 * lead.sigmoid().mean().item(),
+            "lead, change (nats)": (lead - leads["no token"]).mean().item(),
+            "its size (nats)": (lead - leads["no token"]).abs().mean().item(),
+        }
+        for name, lead in leads.items()
+    ]
     found = {"set": set or [], "first": first, "facts": facts, "prompts": len(asked), "rows": rows}
-    title = (
-        f"{facts} edits from record {first}, layers {sorted(change)}: the true object's lead in {len(asked)} prompts"
-    )
+    title = f"{facts} edits from record {first}, layers {sorted(change)}: {len(asked)} prompts about neighbours"
     report(title, rows, found, json)
 
 

@@ -17,6 +17,7 @@ from machine import COUNTERFACT, description, peak_memory, report, start
 REST = peak_memory()
 
 import ece  # noqa: E402
+from ece.cli.options import chosen_method  # noqa: E402
 from ece.heap import one_heap  # noqa: E402
 
 
@@ -33,7 +34,7 @@ def main(
     """Edit, and evaluate all facts edited so far at the given counts."""
     one_heap()  # as the command line does
     model = ece.load()
-    recipe = ece.method(method).with_options(dict(option.split("=", 1) for option in set or []))
+    recipe = chosen_method(method, set)
     records = ece.read_counterfact(data)[first : first + edits]
     counts = [int(count) for count in measure.split(",") if count and int(count) <= edits]
     unedited = ece.evaluate(model, records[: max(counts, default=0)])

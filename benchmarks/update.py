@@ -19,10 +19,10 @@ import typer
 from machine import COUNTERFACT, report, start
 
 import ece
+from ece.cli.options import chosen_method
 from ece.evaluation.benchmark import read_benchmark
 from ece.methods.engine import with_layers, written_contexts
 from ece.methods.recipe import Neurons
-from ece.methods.registry import as_recipe
 from ece.methods.searching import search
 from ece.methods.subjects import prepared, states, wanted
 from ece.methods.writing import spread, statistics
@@ -104,8 +104,7 @@ def main(
     benchmark = read_benchmark(data)
     chosen = benchmark.part(first, first + facts).facts()
     evaluated = benchmark.part(first, first + facts, every)
-    recipe = as_recipe("ece").with_options(dict(option.split("=", 1) for option in set or []))
-    recipe = with_layers(model, chosen, recipe)
+    recipe = with_layers(model, chosen, chosen_method("ece", set))
     before = written_contexts(model)
     solved = search(model, chosen, recipe, ece.History().warm, before).solved
     hidden = states(model, chosen, recipe.edited[-1])

@@ -470,7 +470,7 @@ def test_many_passes_read_what_one_reads(
 
     def read(budget: int) -> tuple[int, dict[int, subjects.Read]]:
         monkeypatch.setitem(subjects.PASS_TOKENS, "cpu", budget)
-        found = subjects.Subjects.prepare(tiny, more_facts, 1, before, **weights, around=1.0, after=0.5)
+        found = subjects.Subjects.prepare(tiny, more_facts, 1, before, **weights, earlier=1.0, after=0.5)
         return len(found.passes), dict(found.along([1, 2], 2, "layer", residual))
 
     (few, whole), (many, parts) = read(100_000), read(1)

@@ -196,10 +196,9 @@ def test_a_change_is_laid_over_some_tokens_only(tmp_path: Path):
 
     model, every = ece.load(), ece.read_counterfact(shipped_file())
     records = every[:4]
-    asked = positions.neighbours(model, records, positions.endings(every), 2)
-    texts = [text for prompt in asked for text in (prompt.true, prompt.new)]
+    asked = positions.neighbours(records, positions.endings(every), 2)
     list(ece.edit_in_sequence(model, [record.fact() for record in records], quick(), 2))
-    edited = positions.log_probabilities(model, texts, {}, positions.WHERE["all"])
+    edited = positions.log_probabilities(model, asked, {}, [positions.WHERE["all"]]).flatten()
     questions = [neighbour for record in records for neighbour in record.neighborhood_prompts[:2]]
     objects = [record.requested_rewrite for record in records for _ in range(2)]
     pairs = [(rewrite.target_true.text, rewrite.target_new.text) for rewrite in objects if rewrite.target_true]

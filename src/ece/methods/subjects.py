@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -15,7 +15,7 @@ from ece.methods.recipe import Recipe
 from ece.models import Model
 from ece.models.replay import Entering, Led, keys_captured, of_device, parts_captured, passes
 from ece.models.tails import in_common
-from ece.models.tokens import locate
+from ece.models.tokens import Tokens, locate
 from ece.targets.loss import Site
 
 PASS_TOKENS = {"cpu": 1024, "other": 16_384}
@@ -40,7 +40,7 @@ class Pass:
     bare: bool
     """Whether these are the prompts alone; otherwise they follow contexts."""
 
-    others: Tensor
+    around: Tensor
     """`[3, positions]` of `Read.around`: where in it, row in this pass, position"""
 
     weights: Tensor
@@ -105,7 +105,7 @@ class Subjects:
         before: Sequence[str],
         *,
         evenly: bool = False,
-        around: float = 0.0,
+        earlier: float = 0.0,
         after: float = 0.0,
         beside: float = 0.0,
     ) -> Subjects:
@@ -117,7 +117,7 @@ class Subjects:
             first: the first edited layer.
             before: contexts, the empty one first; several average keys as MEMIT does.
             evenly: or as a plain mean.
-            around: how much the keys of a bare prompt's tokens before its subject's last count in `Read.around`; at 0
+            earlier: how much the keys of a bare prompt's tokens before its subject's last count in `Read.around`; at 0
                 there are none.
             after: the same for the tokens after it.
             beside: how much a fact's keys after contexts do together in `Read.beside`; at 0 a fact has one key, and
@@ -128,7 +128,7 @@ class Subjects:
         bare = range(0, len(ids), len(before))
         if after:
             ids[:: len(before)] = [texts[row].ids for row in bare]
-        others = _others({row: (ids[row], texts[row].subject_last) for row in bare}, around, after)
+        around = _around({row: texts[row] for row in bare}, earlier, after)
         budget = of_device(model, PASS_TOKENS)
         made: list[Pass] = []
         for context in range(len(before)):
@@ -138,15 +138,15 @@ class Subjects:
                 rows = [kind[i] for i in group]
                 replay = Led.record(model, ids[rows[0]][:common], [ids[row][common:] for row in rows])
                 last = torch.tensor([texts[row].subject_last - common for row in rows])
-                made.append(Pass(replay, torch.tensor(rows), last, not context, *_within(others, rows)))
-        more = len(before) - 1
-        if not more or evenly:
+                made.append(Pass(replay, torch.tensor(rows), last, not context, *_within(around, rows)))
+        others = len(before) - 1
+        if not others or evenly:
             shares = [1 / len(before)] * len(before)
         else:
-            shares = [1.0] + [0.0] * more if beside else [0.5] + [0.5 / more] * more
+            shares = [1.0] + [0.0] * others if beside else [0.5] + [0.5 / others] * others
         entering = tuple(each.replay.run(each.replay.embedded, 0, first) for each in made)
         share = torch.tensor(shares * len(facts))
-        return cls(model, tuple(made), entering, share, len(facts), beside / more if more else 0.0)
+        return cls(model, tuple(made), entering, share, len(facts), beside / others if others else 0.0)
 
     @property
     def roots(self) -> Tensor:
@@ -196,7 +196,7 @@ class Subjects:
             keys[each.rows] = each.at_subject(captured[layer])
             if counts:
                 states[each.rows] = each.at_subject(output).to(states)
-            place, row, position = each.others
+            place, row, position = each.around
             found = captured[layer][row, position].float()
             around[place] = found * each.weights.to(found).sqrt()[:, None]
         now = self.averaged(states) if residual == "key" else self.of_bare(states)
@@ -223,26 +223,26 @@ Beginning = tuple[int, int, float]
 """Of a prompt: a row that has it, the position where it ends, and what it counts."""
 
 
-def _others(rows: Mapping[int, tuple[Sequence[int], int]], around: float, after: float) -> list[Beginning]:
-    """Every different beginning of some rows, each with its subject's last position, that ends elsewhere and counts.
+def _around(rows: Mapping[int, Tokens], earlier: float, after: float) -> list[Beginning]:
+    """Every different beginning of some rows that does not end in a subject's last token, and counts.
 
-    It counts `around` for each row whose subject ends behind it, `after` for each whose subject ends before.
+    It counts `earlier` for each row whose subject ends behind it, `after` for each whose subject ends before.
     """
     found: dict[tuple[int, ...], Beginning] = {}
-    for row, (ids, last) in rows.items():
-        for position in range(len(ids)):
-            weight = around if position < last else after
-            if weight and position != last:
-                beginning = tuple(ids[: position + 1])
+    for row, text in rows.items():
+        for position in range(len(text.ids)):
+            weight = earlier if position < text.subject_last else after
+            if weight and position != text.subject_last:
+                beginning = tuple(text.ids[: position + 1])
                 first, end, so_far = found.get(beginning, (row, position, 0.0))
                 found[beginning] = (first, end, so_far + weight)
     return list(found.values())
 
 
-def _within(others: Sequence[Beginning], rows: Sequence[int]) -> tuple[Tensor, Tensor]:
+def _within(around: Sequence[Beginning], rows: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Of beginnings those of some rows: `[3, positions]` number, row among these and position; what each counts."""
     place = {row: i for i, row in enumerate(rows)}
-    here = [(i, place[row], position, weight) for i, (row, position, weight) in enumerate(others) if row in place]
+    here = [(i, place[row], position, weight) for i, (row, position, weight) in enumerate(around) if row in place]
     places = torch.tensor([each[:3] for each in here], dtype=torch.long).reshape(-1, 3).T
     return places, torch.tensor([each[3] for each in here])
 
@@ -261,9 +261,16 @@ def prepared(model: Model, facts: Sequence[Fact], recipe: Recipe, before: Sequen
     """The facts' prompts, alone or after contexts, as the recipe takes its keys from."""
     seen = before[: 1 + (recipe.write_contexts if recipe.keys == "prompt" else recipe.contexts)]
     beside = recipe.contexts_weight if recipe.write_contexts else 0.0
-    kept = {"around": recipe.keep_prompts, "after": recipe.keep_after}
-    evenly = recipe.keys == "mean"
-    return Subjects.prepare(model, facts, recipe.edited[0], seen, evenly=evenly, beside=beside, **kept)
+    return Subjects.prepare(
+        model,
+        facts,
+        recipe.edited[0],
+        seen,
+        evenly=recipe.keys == "mean",
+        earlier=recipe.keep_prompts,
+        after=recipe.keep_after,
+        beside=beside,
+    )
 
 
 @torch.no_grad()
@@ -284,7 +291,7 @@ def wanted(
     if not recipe.write_contexts:
         return bare
     first, last = recipe.edited[0], recipe.edited[-1]
-    subjects = prepared(model, facts, recipe, before)
+    subjects = prepared(model, facts, replace(recipe, keep_prompts=0.0, keep_after=0.0), before)
     others = subjects.read(subjects.entering, first, last, recipe.site, "prompt").now[len(facts) :]
     return torch.cat([bare, others + (bare - hidden).repeat_interleave(len(others) // len(facts), 0)])
 
