@@ -102,6 +102,17 @@ def test_select_keeps_the_rows_asked_for(tiny: Model):
     torch.testing.assert_close(again, whole[[2]], rtol=1e-4, atol=1e-5)
 
 
+def test_pasts_are_kept_once_and_without_padding(tiny: Model):
+    """Two begin with what is computed already, two tokens; two and one of their own follow, and none in the last."""
+    sequences, cuts = [[1, 2, 3, 4, 5], [9, 8, 7], [1, 2, 5, 6, 7, 8], [4]], [4, 1, 3, 0]
+    tails = Tails.cut(tiny, 1, sequences, cuts, SharedPrefixes.compute(tiny, [[1, 2], []]))
+    assert tails.past.visible.sum(1).tolist() == [4, 1, 3, 0]
+    assert tails.past.states[2][0].shape[0] == 1 + 2 + (2 + 1 + 1)
+    some = tails.select(ids_of([1, 3])).past
+    assert some.visible.tolist() == [[True], [False]]
+    assert some.states[2][0] is tails.past.states[2][0]
+
+
 def test_gradients_flow_to_the_change_only(tiny: Model):
     tails = Tails.cut(tiny, 1, [[5, 6, 7, 8]], [1], SharedPrefixes.compute(tiny, [[]]))
     change = torch.zeros(1, tiny.d_model, requires_grad=True)
@@ -156,9 +167,7 @@ def test_a_gradient_keeps_no_copy_of_the_past(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("ece.models.attention.saved_tensors_hooks", noted)
     prefixes = SharedPrefixes.compute(model, [list(range(3, 43))])
     past = prefixes.repeated(2)
-    assert past.shared is not None
-    assert past.shared.states is prefixes.past.states
-    assert not past.states
+    assert past.states is prefixes.past.states
     replay = record(model, *padded([[5, 6, 7], [8]], model.device), past, pack=True)
     replay.run(replay.embedded.requires_grad_(), 0, len(model.layers))
     assert [as_it_is for of_past, as_it_is in kept if of_past] == [False] * 2 * len(model.layers)

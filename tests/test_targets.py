@@ -9,6 +9,7 @@ from typing import cast
 
 import pytest
 import reference
+import tiny as make
 import torch
 from torch import Tensor
 
@@ -210,13 +211,13 @@ def poisoned(model: Model, facts: Sequence[Fact], before: Sequence[str]) -> Mode
 def test_facts_with_nan_are_given_up_and_the_rest_are_as_without_them(
     tiny_llama: Model, more_facts: list[Fact], before: list[str], targets: PerFact | TwoStep
 ):
-    model = poisoned(tiny_llama, more_facts, before)
+    model = make.cast(poisoned(tiny_llama, more_facts, before), torch.float64)
     mixed = [more_facts[0], BAD, *more_facts[1:]]
     solved, wanted = searched(model, mixed, targets, before), searched(model, more_facts, targets, before)
     assert solved.failed.tolist() == [False, True, False, False, False, False]
     assert (solved.delta[1] == 0).all()
     rest = [0, 2, 3, 4, 5]
-    assert reference.relative(solved.delta[rest], wanted.delta) < 1e-5
+    assert reference.relative(solved.delta[rest], wanted.delta) < 1e-9
     assert torch.equal(solved.evaluations[rest], wanted.evaluations)
 
 

@@ -29,7 +29,7 @@ from ece.targets.loss import TargetLoss
 from ece.targets.views import Views
 from ece.targets.warm import WarmStart, target_embeddings
 
-PASS_TOKENS = {"cpu": 200, "other": 8192}
+PASS_TOKENS = {"cpu": 340, "other": 8192}
 """Tail tokens in one pass, on average at most: enough to keep the processor busy, few enough to keep memory small."""
 
 ROW_TOKENS = 2

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ece.errors import UserError
 from ece.models.attention import group_heads
 from ece.models.families import FAMILIES, Family
+from ece.models.gated import activations_made_again
 from ece.models.memories import Memory
 from ece.models.overlay import Overlay
 
@@ -48,6 +49,7 @@ class Model:
             raise UserError(f"{name}: its tokenizer gives no character offsets; use a fast tokenizer")
         self.network = network.eval().requires_grad_(False)
         group_heads(network)
+        activations_made_again(network)
         self.tokenizer = tokenizer
         self.name = name
         self.family = family_of(network.config.model_type)

@@ -25,93 +25,91 @@ from ece.models.padding import Call, Packing
 KeysAndValues = tuple[Tensor, Tensor]
 
 
-@dataclass(frozen=True)
-class Shared:
-    """Beginnings that rows have in common, each kept once."""
-
-    states: dict[int, KeysAndValues]
-    """By layer, both `[beginnings, heads, positions, head_dim]`."""
-
-    which: Tensor
-    """`[rows]`: the beginning of each row."""
-
-    def of_rows(self, layer: int, part: int) -> Tensor:
-        """Keys (part 0) or values (1) of each row `[rows, heads, positions, head_dim]`."""
-        states = self.states[layer][part]
-        return states.index_select(0, self.which.to(states.device))
-
-
 @dataclass
 class Past:
-    """Attention keys and values of earlier positions, held fixed. Layers use it as they use a cache."""
+    """Attention keys and values of earlier positions, held fixed. Layers use it as they use a cache.
+
+    Each is kept once, however many rows come after it, and without padding: a row says where its own are.
+    """
+
+    where: Tensor
+    """`[rows, positions]`: the places of each row's earlier positions, in their order."""
 
     visible: Tensor
     """`[rows, positions]` bool: False where a row is padded."""
 
     states: dict[int, KeysAndValues]
-    """By layer, both `[rows, heads, positions, head_dim]`."""
+    """By layer, both `[places, heads, head_dim]`; place 0 has zeros, which padding refers to."""
 
     seen: dict[int, KeysAndValues] | None = None
-    """What the layers add while it is recorded; None when nothing is kept."""
+    """What the layers add while it is recorded, as `states`; None when nothing is kept."""
 
     packing: Packing | None = None
     """Where the layers get their rows packed."""
 
-    shared: Shared | None = None
-    """What comes before `states`."""
-
     @classmethod
     def empty(cls, rows: int, device: torch.device) -> Past:
         """No earlier positions."""
-        return cls(torch.zeros(rows, 0, dtype=torch.bool, device=device), {})
+        where = torch.zeros(rows, 0, dtype=torch.long, device=device)
+        return cls(where, where.bool(), {})
 
     def update(self, key: Tensor, value: Tensor, layer_idx: int, *_: Any, **__: Any) -> KeysAndValues:
         """The past followed by the present, as attention wants it; if packed, the present (it asks for the `whole`)."""
         if self.seen is not None:
-            self.seen[layer_idx] = (self._in_rows(key), self._in_rows(value))
+            self.seen[layer_idx] = key.transpose(1, 2).flatten(0, 1), value.transpose(1, 2).flatten(0, 1)
         if self.packing:
             return key, value
         return self.whole(layer_idx, 0, key), self.whole(layer_idx, 1, value)
 
     def whole(self, layer: int, part: int, present: Tensor) -> Tensor:
         """The past's keys (part 0) or values (1) followed by the present ones `[rows, heads, positions, head_dim]`."""
-        parts = [self.shared.of_rows(layer, part)] if self.shared else []
-        if layer in self.states:
-            parts.append(self.states[layer][part])
-        present = self._in_rows(present)
-        return torch.cat([*parts, present], dim=2) if parts else present
+        present = self.packing.heads(present) if self.packing else present
+        if layer not in self.states:
+            return present
+        states = self.states[layer][part]
+        where = self.where.to(states.device)
+        earlier = states.index_select(0, where.flatten()).unflatten(0, where.shape)
+        return torch.cat([earlier, present.transpose(1, 2)], dim=1).transpose(1, 2)
 
-    def _in_rows(self, present: Tensor) -> Tensor:
-        return self.packing.heads(present) if self.packing else present
+    def extended(self, visible: Tensor, rows: Tensor | slice = slice(None)) -> Past:
+        """This past with what was seen after some rows appended to theirs; the others stay as they are.
 
-    def extended(self, visible: Tensor) -> Past:
-        """This past with what was seen appended; `visible` `[rows, new]` tells the new positions from padding."""
-        seen = self.seen or {}
+        Args:
+            visible: `[some, new]` bool: the new positions, but for padding.
+            rows: the numbers of those rows; all of them, if left out.
+        """
+        packing, kept = Packing(visible), len(next(iter(self.states.values()))[0]) if self.states else 1
+        where = self.where.new_zeros(len(self.where), visible.shape[1])
+        where[rows] = (packing.place.view(visible.shape) + kept) * visible
         states = {
-            layer: (torch.cat([self.states[layer][0], key], 2), torch.cat([self.states[layer][1], value], 2))
-            if layer in self.states
-            else (key, value)
-            for layer, (key, value) in seen.items()
+            layer: (self._appended(layer, 0, key, packing), self._appended(layer, 1, value, packing))
+            for layer, (key, value) in (self.seen or {}).items()
         }
-        return Past(torch.cat([self.visible, visible], dim=1), states, shared=self.shared)
+        where = torch.cat([self.where, where], dim=1)
+        shown = torch.cat([self.visible, where[:, -visible.shape[1] :] > 0], dim=1)
+        return Past(where, shown, states)._closed_up()
+
+    def _appended(self, layer: int, part: int, seen: Tensor, packing: Packing) -> Tensor:
+        if len(seen) > len(packing.real):
+            seen = seen[packing.real.to(seen.device)]
+        kept = self.states[layer][part] if layer in self.states else seen.new_zeros(1, *seen.shape[1:])
+        return torch.cat([kept, seen])
+
+    def _closed_up(self) -> Past:
+        """This past with each row's padding at its end, and no more than the longest needs."""
+        order = (~self.visible).byte().argsort(dim=1, stable=True)[:, : int(self.visible.sum(1).max())]
+        return replace(self, where=self.where.gather(1, order), visible=self.visible.gather(1, order))
 
     def select(self, rows: Tensor) -> Past:
-        """Some rows (repeats allowed)."""
-        states = {
-            layer: (key[rows.to(key.device)], value[rows.to(value.device)])
-            for layer, (key, value) in self.states.items()
-        }
-        shared = replace(self.shared, which=self.shared.which[rows]) if self.shared else None
-        return Past(self.visible[rows], states, shared=shared)
-
-    def begun(self, which: Tensor) -> Past:
-        """The past of rows that begin with what is rows here `[rows]`; nothing is copied for each."""
-        return Past(self.visible[which], {}, shared=Shared(self.states, which) if self.states else None)
+        """Some rows (repeats allowed); no state is copied."""
+        visible = self.visible[rows]
+        some = visible.any(0)
+        return Past(self.where[rows][:, some], visible[:, some], self.states)
 
     def of_layers(self, layers: range) -> Past:
         """What some layers remember; nothing is copied."""
         states = {layer: states for layer, states in self.states.items() if layer in layers}
-        return Past(self.visible, states, shared=self.shared)
+        return Past(self.where, self.visible, states)
 
 
 @dataclass
@@ -159,7 +157,12 @@ class Led:
             return cls(record(model, *tokens), None)
         ids, visible = padded([beginning], model.device)
         lead = record(model, ids, visible, replace(Past.empty(1, model.device), seen={}))
-        return cls(record(model, *tokens, Past(visible.expand(len(rows), -1), {})), lead)
+        ahead = (
+            Past.empty(1, model.device)
+            .extended(visible)
+            .select(torch.zeros(len(rows), dtype=torch.long, device=model.device))
+        )
+        return cls(record(model, *tokens, ahead), lead)
 
     @property
     def embedded(self) -> Entering:
@@ -171,9 +174,8 @@ class Led:
         rows, lead = entering
         if self.beginning is not None and lead is not None:
             lead = self.beginning.run(lead, start, stop)
-            for layer, (key, value) in (self.beginning.past.seen or {}).items():
-                each = len(rows), -1, -1, -1
-                self.rows.past.states[layer] = key.expand(each), value.expand(each)
+            visible = torch.ones(lead.shape[:2], dtype=torch.bool, device=self.beginning.past.visible.device)
+            self.rows.past.states |= self.beginning.past.extended(visible).states
         return self.rows.run(rows, start, stop), lead
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ece.models.attention import takes_packed
 from ece.models.model import Model
-from ece.models.replay import KeysAndValues, Past, Replay, padded, record
+from ece.models.replay import Past, Replay, padded, record
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class SharedPrefixes:
 
     def repeated(self, rows: int) -> Past:
         """The first prefix as the past of so many rows."""
-        return self.past.begun(torch.zeros(rows, dtype=torch.long, device=self.past.visible.device))
+        return self.past.select(torch.zeros(rows, dtype=torch.long, device=self.past.visible.device))
 
     def longest(self, sequence: Sequence[int], limit: int) -> tuple[int, int]:
         """Which prefix shares the longest beginning with a sequence, and how long it is (at most `limit`)."""
@@ -91,7 +91,7 @@ class Tails:
         shared = [prefixes.longest(row, cut) for row, cut in zip(sequences, cuts, strict=True)]
         which = torch.tensor([index for index, _ in shared], device=model.device)
         lengths = torch.tensor([length for _, length in shared], device=model.device)
-        past = prefixes.past.begun(which)
+        past = prefixes.past.select(which)
         past.visible &= torch.arange(past.visible.shape[1], device=model.device) < lengths[:, None]
 
         heads = [row[length:cut] for row, cut, (_, length) in zip(sequences, cuts, shared, strict=True)]
@@ -121,32 +121,22 @@ class Tails:
 
 def _continued(model: Model, tokens: Sequence[Sequence[int]], past: Past) -> Past:
     """The past with each row's tokens appended, in all layers."""
-    longest = max(map(len, tokens), default=0)
-    if longest == 0:
-        return past
-    visible = torch.zeros(len(tokens), longest, dtype=torch.bool, device=model.device)
-    past.seen = {}
     for rows in _together(model, tokens):
-        ids, real = padded([tokens[row] for row in rows], model.device)
-        some = past if len(rows) == len(tokens) else past.select(torch.tensor(rows, device=model.device))
-        seen: dict[int, KeysAndValues] = {}
-        replay = record(model, ids, real, replace(some, seen=seen), pack=True)
+        ids, visible = padded([tokens[row] for row in rows], model.device)
+        some = torch.tensor(rows, device=model.device)
+        before = replace(past.select(some), seen={})
+        replay = record(model, ids, visible, before, pack=True)
         replay.run(replay.embedded, 0, len(model.layers))
-        visible[rows, : ids.shape[1]] = real
-        for layer, (key, value) in seen.items():
-            if layer not in past.seen:
-                size = (len(tokens), key.shape[1], longest, key.shape[3])
-                past.seen[layer] = (key.new_zeros(size), value.new_zeros(size))
-            for part, whole in zip((key, value), past.seen[layer], strict=True):
-                whole[rows, :, : ids.shape[1]] = part
-    return past.extended(visible)
+        past = replace(past, seen=before.seen).extended(visible, some)
+    return past
 
 
 def _together(model: Model, tokens: Sequence[Sequence[int]]) -> Iterator[list[int]]:
     """Numbers of rows that run together and waste little, each group in the rows' order; empty rows are in none."""
     filled = [row for row in range(len(tokens)) if len(tokens[row])]
     if takes_packed(model.network):  # padding costs nothing
-        yield filled
+        if filled:
+            yield filled
         return
     order = sorted(filled, key=lambda row: len(tokens[row]))
     while order:
