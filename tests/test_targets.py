@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import pytest
 import reference
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ece.facts import Fact
 from ece.methods import searching
+from ece.methods.memory import needed
 from ece.methods.recipe import PerFact, Recipe, TwoStep
 from ece.models import Model
 from ece.models.tails import SharedPrefixes
@@ -142,6 +143,33 @@ def test_many_small_passes_give_the_same_as_one(
     once = searched(tiny_llama, more_facts, choice, before)
     monkeypatch.setattr(searching, "PASS_TOKENS", {"cpu": 1, "other": 1})
     assert reference.relative(searched(tiny_llama, more_facts, choice, before).delta, once.delta) < 1e-5
+
+
+def test_a_recipe_says_how_full_passes_are(
+    tiny_llama: Model, more_facts: list[Fact], before: list[str], monkeypatch: pytest.MonkeyPatch
+):
+    sizes: list[int] = []
+    prepare = TargetLoss.prepare
+
+    def noted(model: Model, facts: Sequence[Fact], *others: Any) -> TargetLoss:
+        sizes.append(len(facts))
+        return prepare(model, facts, *others)
+
+    monkeypatch.setattr(TargetLoss, "prepare", noted)
+    chosen = recipe(PerFact(Adam(1)))
+    for pass_tokens, wanted in ((1, [1] * 5), (10**6, [2, 3]), (None, [2, 3])):
+        some = chosen.with_options({"pass_tokens": pass_tokens})
+        sizes.clear()
+        searching.search(tiny_llama, more_facts, some, WarmStart(), before)
+        assert sorted(sizes) == wanted
+        assert searching.pass_tokens(tiny_llama, some) == (pass_tokens or searching.PASS_TOKENS["cpu"])
+
+
+def test_smaller_passes_need_less_memory(tiny_llama: Model):
+    chosen = recipe(PerFact())
+    small, large = (needed(tiny_llama, chosen, tokens) for tokens in (100, 300))
+    values = 12 * tiny_llama.d_model + 4 * tiny_llama.d_ff
+    assert large - small == 200 * 4 * (len(tiny_llama.layers) - LAYER - 1) * values
 
 
 def assert_same(found: Value, wanted: Value, facts: Tensor) -> None:

@@ -72,7 +72,7 @@ def edit(
     before = before or written_contexts(model)
     recipe = with_layers(model, facts, recipe, history.moments)
     layers = recipe.edited
-    check_memory(model, recipe, pass_tokens(model))
+    check_memory(model, recipe, pass_tokens(model, recipe))
     moments = statistics(model, recipe)
     said = known(model, facts)
     phases.end("preparation")

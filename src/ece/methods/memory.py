@@ -39,5 +39,6 @@ def check(model: Model, recipe: Recipe, pass_tokens: int) -> None:
         raise UserError(
             f"not enough memory on {device}: about {need / 1e9:.1f} GB needed beside the model,"
             f" {there / 1e9:.1f} GB free;"
-            " edit fewer layers (--set layers=...), load the model in bfloat16 (--dtype), or free some memory"
+            " edit fewer layers (--set layers=...), search in smaller passes (--set pass_tokens=...),"
+            " load the model in bfloat16 (--dtype), or free some memory"
         )

@@ -120,6 +120,10 @@ class Recipe:
     targets_from: Literal["original", "current"] = "current"
     """Whether targets are sought on the unedited model or on the one edited so far."""
 
+    pass_tokens: Annotated[int, Field(gt=0)] | None = None
+    """How many tokens a pass of the search takes, on average at most: more are faster and take more memory. A fact's
+    start is learned from the passes before its own. None: what suits the model's device."""
+
     contexts: Annotated[int, Field(ge=0, le=5)] = 5
     """How many texts of the model's own are put before each prompt in the search, besides none."""
 

@@ -119,7 +119,7 @@ def edit_journal(
         return
     recipe = _with_layers_of(run, journal, recipe)
     if isinstance(recipe, Recipe) and not isinstance(recipe.layers, str):
-        check_memory(model, with_layers(model, todo.new[:1], recipe), pass_tokens(model))
+        check_memory(model, with_layers(model, todo.new[:1], recipe), pass_tokens(model, recipe))
     if todo.replaced:
         for old, new in todo.replaced:
             log.warning("%s: superseded by %s", old, new.target)

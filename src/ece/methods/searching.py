@@ -29,8 +29,8 @@ from ece.targets.loss import TargetLoss
 from ece.targets.views import Views
 from ece.targets.warm import WarmStart, target_embeddings
 
-PASS_TOKENS = {"cpu": 340, "other": 8192}
-"""Tail tokens in one pass, on average at most: enough to keep the processor busy, few enough to keep memory small."""
+PASS_TOKENS = {"cpu": 200, "other": 8192}
+"""Tail tokens in one pass where a recipe leaves that to us: enough to keep the processor busy, and little memory."""
 
 ROW_TOKENS = 2
 """What a row counts besides its tail's tokens: its past, which attention takes in, and its predictions."""
@@ -90,9 +90,9 @@ class InAdvance:
         return Sought(Solved.joined([whole.solved], part), None, whole.seconds * len(facts) / len(self.facts))
 
 
-def pass_tokens(model: Model) -> int:
-    """Tail tokens in one pass on the model's device."""
-    return of_device(model, PASS_TOKENS)
+def pass_tokens(model: Model, recipe: Recipe) -> int:
+    """Tail tokens in one pass, on average at most: the recipe's, or what suits the model's device."""
+    return recipe.pass_tokens or of_device(model, PASS_TOKENS)
 
 
 def searched_on(model: Model, recipe: Recipe) -> AbstractContextManager[None]:
@@ -104,7 +104,7 @@ def search(model: Model, facts: Sequence[Fact], recipe: Recipe, warm: WarmStart,
     """Find delta = z - h for every fact (Eq. 11-13)."""
     began = time.monotonic()
     last = recipe.edited[-1]
-    before = before[: 1 + recipe.contexts]
+    before, budget = before[: 1 + recipe.contexts], pass_tokens(model, recipe)
     with memory_returned(), searched_on(model, recipe):
         prefixes = SharedPrefixes.compute(model, [model.tokenizer(text.rstrip())["input_ids"] for text in before])
 
@@ -113,10 +113,10 @@ def search(model: Model, facts: Sequence[Fact], recipe: Recipe, warm: WarmStart,
 
         match recipe.targets:
             case PerFact() as per_fact:
-                solved, clusters = _per_fact(model, facts, per_fact, warm, before, prepare), None
+                solved, clusters = _per_fact(model, facts, per_fact, warm, before, budget, prepare), None
             case TwoStep() as two_step:
                 clusters = cluster(model, facts, two_step, recipe.edited[0], last)
-                solved = _two_step(model, facts, two_step, clusters, before, prepare)
+                solved = _two_step(model, facts, two_step, clusters, before, budget, prepare)
     return Sought(solved, clusters, time.monotonic() - began)
 
 
@@ -129,7 +129,13 @@ def cluster(model: Model, facts: Sequence[Fact], choice: TwoStep, first: int, la
 
 
 def _per_fact(
-    model: Model, facts: Sequence[Fact], choice: PerFact, warm: WarmStart, before: Sequence[str], prepare: Prepare
+    model: Model,
+    facts: Sequence[Fact],
+    choice: PerFact,
+    warm: WarmStart,
+    before: Sequence[str],
+    budget: int,
+    prepare: Prepare,
 ) -> Solved:
     embeddings = target_embeddings(model, [fact.target for fact in facts])
     growing = warm.copy()
@@ -148,11 +154,17 @@ def _per_fact(
     def learn(members: list[int], solved: Solved) -> None:
         growing.learn(embeddings[members], solved.delta)
 
-    return _in_passes(model, facts, task, before, choice.views, learn)
+    return _in_passes(model, facts, task, before, budget, choice.views, learn)
 
 
 def _two_step(
-    model: Model, facts: Sequence[Fact], choice: TwoStep, clusters: Clusters, before: Sequence[str], prepare: Prepare
+    model: Model,
+    facts: Sequence[Fact],
+    choice: TwoStep,
+    clusters: Clusters,
+    before: Sequence[str],
+    budget: int,
+    prepare: Prepare,
 ) -> Solved:
     anchors = clusters.anchors.tolist()
 
@@ -160,13 +172,13 @@ def _two_step(
         loss = prepare([facts[anchors[i]] for i in members], before)
         return choice.shared(loss, torch.zeros_like(loss.hidden))
 
-    shared = _in_passes(model, [facts[i] for i in anchors], lambda some: partial(from_zero, some), before)
+    shared = _in_passes(model, [facts[i] for i in anchors], lambda some: partial(from_zero, some), before, budget)
     start = shared.delta if choice.start == "anchor" else torch.zeros_like(shared.delta)
 
     def from_anchor(members: list[int]) -> Solved:
         return choice.own(prepare([facts[i] for i in members], before), start[clusters.of_fact[members]])
 
-    own = _in_passes(model, facts, lambda some: partial(from_anchor, some), before)
+    own = _in_passes(model, facts, lambda some: partial(from_anchor, some), before, budget)
     own.evaluations[anchors] += shared.evaluations
     return own
 
@@ -176,6 +188,7 @@ def _in_passes(
     facts: Sequence[Fact],
     task: Callable[[list[int]], Callable[[], Solved]],
     before: Sequence[str],
+    budget: int,
     views: int = 1,
     learn: Callable[[list[int], Solved], None] = lambda members, solved: None,
 ) -> Solved:
@@ -186,13 +199,14 @@ def _in_passes(
         facts: all of them.
         task: given the numbers of some facts, what searches for them.
         before: contexts: a fact's prompts are one for each, and the essence prompt.
+        budget: tokens in one pass, on average at most.
         views: that its prompts are dealt out among.
         learn: told what a group came to, in the groups' order.
     """
     texts = [locate(model, fact.prompt, fact.subject, target=fact.target) for fact in facts]
     rows = math.ceil((len(before) + 1) / views)
     lengths = [rows * (len(text.read) - text.subject_last + ROW_TOKENS) for text in texts]
-    groups = _groups(model, lengths)
+    groups = _groups(model, lengths, budget)
     found: list[Solved] = []
     with tqdm(total=len(facts), desc="targets", unit="fact", leave=False, disable=None) as bar:
         for group, solved in zip(groups, abreast(map(task, groups), workers(model)), strict=True):
@@ -203,9 +217,9 @@ def _in_passes(
     return Solved.joined(found, back)
 
 
-def _groups(model: Model, lengths: Sequence[int]) -> list[list[int]]:
+def _groups(model: Model, lengths: Sequence[int], budget: int) -> list[list[int]]:
     """The numbers of the facts in even groups of like length, shortest first: no core is idle at the end."""
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
     at_a_time = side_by_side(model)
-    rounds = math.ceil(sum(lengths) / (pass_tokens(model) * at_a_time))
+    rounds = math.ceil(sum(lengths) / (budget * at_a_time))
     return [[order[place] for place in run] for run in evenly([lengths[i] for i in order], rounds * at_a_time)]
