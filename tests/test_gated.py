@@ -9,6 +9,7 @@ import tiny as make
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.flop_counter import FlopCounterMode
 from transformers.activations import ACT2FN
 
 from ece.models.gated import Gated, activations_made_again
@@ -41,7 +42,7 @@ def test_a_network_with_them_is_what_it_was(kind: str):
 def read(network: Any, ids: Tensor) -> tuple[Tensor, Tensor]:
     """Logits, and the gradient of their squares by what enters the lowest layer."""
     entering = network.get_input_embeddings()(ids).detach().requires_grad_()
-    logits = network(inputs_embeds=entering).logits
+    logits = network(inputs_embeds=entering.view_as(entering)).logits
     return logits.detach(), torch.autograd.grad(logits.square().sum(), entering)[0]
 
 
@@ -65,6 +66,13 @@ def test_the_activation_is_not_kept():
     ours = kept()
     del ffn.forward
     assert (ours, kept()) == (2, 3)
+
+
+def test_operations_can_be_counted():
+    model = make.build("llama")
+    with FlopCounterMode(display=False) as counter:
+        read(model.network, torch.tensor([[3, 4, 5]]))
+    assert counter.get_total_flops() > 0
 
 
 @pytest.mark.parametrize("kind", ["phi3", "gpt2", "gptj"])

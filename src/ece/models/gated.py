@@ -32,7 +32,8 @@ class Gated(torch.autograd.Function):
         """Its gradient by `gate` and by `up`."""
         gate, up = ctx.saved_tensors
         with torch.enable_grad():
-            activation = ctx.act(gate := gate.detach().requires_grad_())
+            gate = gate.detach().requires_grad_()
+            activation = ctx.act(gate.view_as(gate))  # FlopCounterMode's hooks on a module take no leaf
         (of_gate,) = torch.autograd.grad(activation, gate, slope * up)
         return of_gate, slope * activation.detach(), None
 
