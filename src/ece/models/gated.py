@@ -41,8 +41,8 @@ class Gated(torch.autograd.Function):
 def activations_made_again(network: nn.Module) -> None:
     """Let a network's gated FFNs do so, where they are transformers' own and nobody has replaced their `forward`."""
     for module in network.modules():
-        ours = type(module).__module__.startswith("transformers.") and "forward" not in vars(module)
-        if ours and {name for name, _ in module.named_children()} == PARTS:
+        as_made = type(module).__module__.startswith("transformers.") and "forward" not in vars(module)
+        if as_made and {name for name, _ in module.named_children()} == PARTS:
             module.forward = MethodType(_forward, module)
 
 

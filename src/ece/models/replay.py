@@ -90,6 +90,7 @@ class Past:
         return Past(where, shown, states)._closed_up()
 
     def _appended(self, layer: int, part: int, seen: Tensor, packing: Packing) -> Tensor:
+        """What is kept in a layer, followed by what was seen at real positions: packed rows have no others."""
         if len(seen) > len(packing.real):
             seen = seen[packing.real.to(seen.device)]
         kept = self.states[layer][part] if layer in self.states else seen.new_zeros(1, *seen.shape[1:])
