@@ -11,7 +11,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -29,16 +29,14 @@ from ece.methods.writing import spread, statistics
 from ece.targets.descent import Adam
 from ece.targets.warm import target_embeddings
 
-SEARCHES = {
-    "fast": PerFact(Adam(steps=25)),
-    "early_stop": PerFact(Adam(steps=25, stop_below=0.05)),
-    "two_step": TwoStep(),
-    "default": as_recipe("ece").targets,
-    "fuller": as_recipe("ece").targets,
+SEARCHES: dict[str, dict[str, Any]] = {
+    "fast": {"targets": PerFact(Adam(steps=25))},
+    "early_stop": {"targets": PerFact(Adam(steps=25, stop_below=0.05))},
+    "two_step": {"targets": TwoStep()},
+    "default": {},
+    "fuller": {"pass_tokens": 340},
 }
-
-FULLER = 340
-"""Tokens in a pass of the search `fuller`, which else is the default."""
+"""What each changes in `ece`."""
 
 
 def operations(
@@ -115,10 +113,10 @@ def main(
     shares = {}
     subjects = prepared(model, asked, recipe, before)
     moments, hidden = statistics(model, recipe), states(model, asked, recipe.edited[-1])
-    for name, targets in SEARCHES.items():
+    for name, choices in SEARCHES.items():
         if only and name not in only:
             continue
-        variant = replace(recipe, targets=targets, pass_tokens=FULLER if name == "fuller" else None)
+        variant = replace(recipe, **choices)
         sought, taken, peaks[name] = in_turn(partial(search, model, asked, variant, history.warm, before), at_least)
         solved = sought.solved
         seconds[name] = taken / facts

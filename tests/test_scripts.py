@@ -130,7 +130,7 @@ def test_short_searches_are_repeated_in_turn_with_the_peak(monkeypatch: pytest.M
 
 def test_searches_are_timed_and_their_edits_scored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     short = {"fast": PerFact(Adam(steps=3)), "default": PerFact(LogOdds(evaluations=3), views=2, warm=True)}
-    monkeypatch.setattr(targets, "SEARCHES", short)
+    monkeypatch.setattr(targets, "SEARCHES", {name: {"targets": search} for name, search in short.items()})
     file = tmp_path / "targets.json"
     targets.main(shipped_file(), facts=2, learned=0, plain_facts=1, only=["fast", "default"], at_least=0, json=file)
     found = written(file)

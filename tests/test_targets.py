@@ -231,21 +231,29 @@ def poisoned(model: Model, facts: Sequence[Fact], before: Sequence[str]) -> Mode
     return model
 
 
+GIVING_UP = {
+    "adam": PerFact(Adam(6, 0.5)),
+    "adam with stop": PerFact(Adam(6, 0.5, 0.5)),
+    "log-odds": PerFact(LogOdds(evaluations=6)),
+    "two steps": TwoStep(by="relation"),
+}
+
+
 @pytest.mark.parametrize(
-    "targets",
-    [PerFact(Adam(6, 0.5)), PerFact(Adam(6, 0.5, 0.5)), PerFact(LogOdds(evaluations=6)), TwoStep(by="relation")],
-    ids=["adam", "adam with stop", "log-odds", "two steps"],
+    ("name", "dtype", "bound"),
+    [(name, torch.float64, 1e-9) for name in GIVING_UP]
+    + [(name, torch.float32, 1e-5) for name in GIVING_UP if name != "two steps"],  # its 25 steps make rounding grow
 )
 def test_facts_with_nan_are_given_up_and_the_rest_are_as_without_them(
-    tiny_llama: Model, more_facts: list[Fact], before: list[str], targets: PerFact | TwoStep
+    tiny_llama: Model, more_facts: list[Fact], before: list[str], name: str, dtype: torch.dtype, bound: float
 ):
-    model = make.cast(poisoned(tiny_llama, more_facts, before), torch.float64)
+    model, targets = make.cast(poisoned(tiny_llama, more_facts, before), dtype), GIVING_UP[name]
     mixed = [more_facts[0], BAD, *more_facts[1:]]
     solved, wanted = searched(model, mixed, targets, before), searched(model, more_facts, targets, before)
     assert solved.failed.tolist() == [False, True, False, False, False, False]
     assert (solved.delta[1] == 0).all()
     rest = [0, 2, 3, 4, 5]
-    assert reference.relative(solved.delta[rest], wanted.delta) < 1e-9
+    assert reference.relative(solved.delta[rest], wanted.delta) < bound
     assert torch.equal(solved.evaluations[rest], wanted.evaluations)
 
 

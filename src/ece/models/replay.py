@@ -33,13 +33,10 @@ class Past:
     """
 
     where: Tensor
-    """`[rows, positions]`: the places of each row's earlier positions, in their order."""
-
-    visible: Tensor
-    """`[rows, positions]` bool: False where a row is padded."""
+    """`[rows, positions]`: the places of each row's earlier positions, in their order; 0 where it is padded."""
 
     states: dict[int, KeysAndValues]
-    """By layer, both `[places, heads, head_dim]`; place 0 has zeros, which padding refers to."""
+    """By layer, both `[places, heads, head_dim]`; place 0 has zeros."""
 
     seen: dict[int, KeysAndValues] | None = None
     """What the layers add while it is recorded, as `states`; None when nothing is kept."""
@@ -50,8 +47,12 @@ class Past:
     @classmethod
     def empty(cls, rows: int, device: torch.device) -> Past:
         """No earlier positions."""
-        where = torch.zeros(rows, 0, dtype=torch.long, device=device)
-        return cls(where, where.bool(), {})
+        return cls(torch.zeros(rows, 0, dtype=torch.long, device=device), {})
+
+    @property
+    def visible(self) -> Tensor:
+        """`[rows, positions]` bool: False where a row is padded."""
+        return self.where > 0
 
     def update(self, key: Tensor, value: Tensor, layer_idx: int, *_: Any, **__: Any) -> KeysAndValues:
         """The past followed by the present, as attention wants it; if packed, the present (it asks for the `whole`)."""
@@ -85,9 +86,7 @@ class Past:
             layer: (self._appended(layer, 0, key, packing), self._appended(layer, 1, value, packing))
             for layer, (key, value) in (self.seen or {}).items()
         }
-        where = torch.cat([self.where, where], dim=1)
-        shown = torch.cat([self.visible, where[:, -visible.shape[1] :] > 0], dim=1)
-        return Past(where, shown, states)._closed_up()
+        return Past(torch.cat([self.where, where], dim=1), states)._closed_up()
 
     def _appended(self, layer: int, part: int, seen: Tensor, packing: Packing) -> Tensor:
         """What is kept in a layer, followed by what was seen at real positions: packed rows have no others."""
@@ -99,18 +98,21 @@ class Past:
     def _closed_up(self) -> Past:
         """This past with each row's padding at its end, and no more than the longest needs."""
         order = (~self.visible).byte().argsort(dim=1, stable=True)[:, : int(self.visible.sum(1).max())]
-        return replace(self, where=self.where.gather(1, order), visible=self.visible.gather(1, order))
+        return replace(self, where=self.where.gather(1, order))
 
     def select(self, rows: Tensor) -> Past:
         """Some rows (repeats allowed); no state is copied."""
-        visible = self.visible[rows]
-        some = visible.any(0)
-        return Past(self.where[rows][:, some], visible[:, some], self.states)
+        where = self.where[rows]
+        return Past(where[:, where.any(0)], self.states)
+
+    def repeated(self, rows: int) -> Past:
+        """The first row, so many times."""
+        return self.select(self.where.new_zeros(rows))
 
     def of_layers(self, layers: range) -> Past:
         """What some layers remember; nothing is copied."""
         states = {layer: states for layer, states in self.states.items() if layer in layers}
-        return Past(self.where, self.visible, states)
+        return Past(self.where, states)
 
 
 @dataclass
@@ -158,11 +160,7 @@ class Led:
             return cls(record(model, *tokens), None)
         ids, visible = padded([beginning], model.device)
         lead = record(model, ids, visible, replace(Past.empty(1, model.device), seen={}))
-        ahead = (
-            Past.empty(1, model.device)
-            .extended(visible)
-            .select(torch.zeros(len(rows), dtype=torch.long, device=model.device))
-        )
+        ahead = Past.empty(1, model.device).extended(visible).repeated(len(rows))
         return cls(record(model, *tokens, ahead), lead)
 
     @property

@@ -40,7 +40,7 @@ class SharedPrefixes:
 
     def repeated(self, rows: int) -> Past:
         """The first prefix as the past of so many rows."""
-        return self.past.select(torch.zeros(rows, dtype=torch.long, device=self.past.visible.device))
+        return self.past.repeated(rows)
 
     def longest(self, sequence: Sequence[int], limit: int) -> tuple[int, int]:
         """Which prefix shares the longest beginning with a sequence, and how long it is (at most `limit`)."""
@@ -92,7 +92,7 @@ class Tails:
         which = torch.tensor([index for index, _ in shared], device=model.device)
         lengths = torch.tensor([length for _, length in shared], device=model.device)
         past = prefixes.past.select(which)
-        past.visible &= torch.arange(past.visible.shape[1], device=model.device) < lengths[:, None]
+        past.where *= torch.arange(past.where.shape[1], device=model.device) < lengths[:, None]
 
         heads = [row[length:cut] for row, cut, (_, length) in zip(sequences, cuts, shared, strict=True)]
         tails = [row[cut:] for row, cut in zip(sequences, cuts, strict=True)]
