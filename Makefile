@@ -21,8 +21,8 @@ install: .venv/installed
 	touch $@
 
 demo: install
-	rm -rf edits/demo
-	$(BIN)/ece demo --out edits/demo
+	rm -rf edits-demo
+	$(BIN)/ece demo --out edits-demo
 
 test: .venv/tested lint
 	$(BIN)/pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
@@ -33,4 +33,4 @@ lint: .venv/tested
 	$(BIN)/pyright
 
 clean:
-	rm -rf .venv edits/demo
+	rm -rf .venv edits-demo

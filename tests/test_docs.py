@@ -11,8 +11,12 @@ from typing import Any
 import pytest
 import tiny as make
 import torch
+from typer.testing import CliRunner
 
+import ece
+from ece.cli import app
 from ece.cli.options import chosen_method
+from ece.edits.edit import Edit
 from ece.facts import Fact
 from ece.methods.engine import edit
 from ece.methods.recipe import Recipe
@@ -72,3 +76,35 @@ def test_every_method_has_its_row():
 def test_options_that_the_page_names(command: str):
     name, sets = options_of(command)
     assert chosen_method(name, sets) != METHODS[name]
+
+
+def test_the_readme_edits_saves_and_reads(tiny_llama: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(ece, "load", lambda name: tiny_llama, raising=False)
+    names: dict[str, Any] = {}
+    exec(compile(blocks("../README.md", "python")[0], "readme.py", "exec"), names)
+    made: Edit = names["edit"]
+    assert made.manifest.method == "ece"
+    changed = tiny_llama.weight(made.manifest.layers[0]).clone()
+    made.revert(tiny_llama)
+    (saved,) = tmp_path.iterdir()
+    (read,) = ece.load_edits(saved, tiny_llama)
+    assert not torch.equal(tiny_llama.weight(made.manifest.layers[0]), changed)
+    read.apply(tiny_llama)
+    assert torch.equal(tiny_llama.weight(made.manifest.layers[0]), changed)
+
+
+def commands(page: str) -> list[list[str]]:
+    """The words of each `ece` command that a page has on lines of its own."""
+    text = (DOCS / page).read_text(encoding="utf-8").replace("\\\n", " ")
+    return [shlex.split(line, comments=True)[1:] for line in re.findall(r"^ *(ece [a-z].*)$", text, re.MULTILINE)]
+
+
+@pytest.mark.parametrize("page", ["../README.md", *sorted(path.name for path in DOCS.glob("*.md"))])
+def test_options_of_the_commands_that_a_page_shows(page: str):
+    for words in commands(page):
+        name = words[: 2 if words[0] == "train" else 1]
+        shown = CliRunner().invoke(app, [*name, "--help"], env={"COLUMNS": "200"}, catch_exceptions=False)
+        assert shown.exit_code == 0, words
+        known = set(re.findall(r"--[a-z][a-z-]*", shown.output))
+        assert {word.split("=")[0] for word in words if word.startswith("--")} <= known, words

@@ -228,6 +228,24 @@ def test_a_folder_of_edits(tiny_llama: Model, tmp_path: Path):
         load_edits(tmp_path / "run", tiny_llama)
 
 
+def test_one_saved_edit_is_read_like_a_folder_of_edits(
+    tiny_llama: Model, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    edits = [made(tiny_llama, seed=seed) for seed in range(2)]
+    edits[0].save(tmp_path / "edit")
+    for edit in edits:
+        append(tmp_path / "run", edit)
+    for folder in (tmp_path / "edit", tmp_path / "run" / "batch-0001"):
+        (loaded,) = load_edits(folder, tiny_llama)
+        assert torch.equal(loaded.delta, edits[0].delta)
+    assert not caplog.records
+    (loaded,) = load_edits(tmp_path / "run" / "batch-0002", tiny_llama)
+    assert torch.equal(loaded.delta, edits[1].delta)
+    assert "one batch of several" in caplog.text
+    with pytest.raises(UserError, match="made for"):
+        load_edits(tmp_path / "edit", make.build("llama", seed=1))
+
+
 def test_a_folder_of_something_else(tiny_llama: Model, tmp_path: Path):
     (tmp_path / "notes.txt").write_text("mine")
     for place in (tmp_path, tmp_path / "notes.txt"):

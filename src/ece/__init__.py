@@ -5,7 +5,7 @@ import ece
 model = ece.load("smollm2")
 edit = ece.edit(model, [ece.Fact("{} is in the city of", "The Louvre", "Rome")])
 edit.apply(model)
-edit.save("edits/louvre")
+edit.save("edits-louvre")
 edit.revert(model)
 """
 

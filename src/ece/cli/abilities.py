@@ -20,7 +20,7 @@ def abilities(
     data: Annotated[
         Path | None, typer.Option(help="Folder of the paper's tasks: sst2.jsonl, mrpc.jsonl, mmlu.jsonl and so on.")
     ] = None,
-    tasks: Annotated[str | None, typer.Option(help="Some of them: sst2,mrpc,mmlu,cola,rte,nli.")] = None,
+    tasks: Annotated[str | None, typer.Option(help="Some of them, comma-separated: sst2, mrpc, mmlu, cola, rte, nli.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only so many records of each task.")] = None,
     shots: Annotated[int, typer.Option(min=0, max=10, help="Examples in each prompt.")] = 4,
     harness: Annotated[

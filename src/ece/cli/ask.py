@@ -16,7 +16,7 @@ def ask(
     prompts: Annotated[list[str], typer.Argument(help="Texts to go on from.")],
     model: ModelName = "smollm2",
     edits: EditsFolder = None,
-    tokens: Annotated[int, typer.Option(min=1, help="How many to write.")] = 24,
+    tokens: Annotated[int, typer.Option(min=1, help="How many tokens to write.")] = 24,
     dtype: Dtype = "auto",
     device_map: DeviceMap = None,
     trust_remote_code: RemoteCode = False,

@@ -15,7 +15,7 @@ from ece.errors import UserError
 
 def demo(
     model: ModelName = "smollm2",
-    output: Annotated[Path, typer.Option("--out", help="Folder for the edits.")] = Path("edits/demo"),
+    output: Annotated[Path, typer.Option("--out", help="Folder for the edits.")] = Path("edits-demo"),
     facts: Annotated[int, typer.Option(min=1, max=20, help="How many of the shipped facts.")] = 20,
     method: Method = "ece",
     as_json: AsJson = False,

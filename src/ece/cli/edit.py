@@ -26,6 +26,7 @@ from ece.cli.options import (
     chosen_method,
     fitted_method,
     given_facts,
+    refuse_idle,
 )
 from ece.cli.output import err, printable, show
 from ece.errors import UserError
@@ -34,6 +35,7 @@ log = logging.getLogger(__name__)
 
 
 def edit(
+    context: typer.Context,
     output: Annotated[Path, typer.Option("--out", help="Folder for the edits; more are added to what is there.")],
     facts: FactsFile = None,
     model: ModelName = "smollm2",
@@ -41,7 +43,7 @@ def edit(
     batch_size: Annotated[int, typer.Option(min=1, help="Facts edited at a time.")] = 100,
     options: Options = None,
     preset: Preset = "auto",
-    subject: Annotated[str | None, typer.Option(help="One fact: its subject.")] = None,
+    subject: Annotated[str | None, typer.Option(help="One fact, instead of --facts: its subject.")] = None,
     prompt: Annotated[str | None, typer.Option(help="One fact: a prompt with {} for the subject.")] = None,
     target: Annotated[str | None, typer.Option(help="One fact: what the model is to say.")] = None,
     guard: Annotated[
@@ -73,6 +75,8 @@ def edit(
 
     wanted = given_facts(facts, subject, prompt, target)
     chosen_method(method, options)  # what is wrong is said before the model is loaded
+    if guard is None:
+        refuse_idle(context, "--guard FILE", "guard_specificity", "guard_perplexity", "on_guard")
     guarding = _guard(guard, guard_specificity, guard_perplexity, on_guard)
     made, clashing, stopped = [], [], ""
     with writing(output) as journal:
@@ -123,8 +127,6 @@ def edit(
 
 def _guard(file: Path | None, specificity: float | None, perplexity: float | None, on_guard: str) -> Any:
     if file is None:
-        if specificity is not None or perplexity is not None:
-            raise UserError("--guard-specificity and --guard-perplexity need --guard FILE")
         return None
     from ece.evaluation.guard import Guard
 

@@ -9,11 +9,12 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from ece.cli.options import AsJson, DeviceMap, Dtype, EditsFolder, ModelName, RemoteCode
+from ece.cli.options import AsJson, DeviceMap, Dtype, EditsFolder, ModelName, RemoteCode, refuse_idle
 from ece.cli.output import show
 
 
 def evaluate(
+    context: typer.Context,
     data: Annotated[Path, typer.Option(help="CounterFact, zsRE (MEND), KnowEdit, RippleEdits or MQuAKE records.")],
     model: ModelName = "smollm2",
     edits: EditsFolder = None,
@@ -35,7 +36,7 @@ def evaluate(
     top_k: Annotated[
         int | None, typer.Option(min=0, help="counterfact: texts are drawn from so many tokens (5); 0: greedy.")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="counterfact: of the texts (0).")] = None,
+    seed: Annotated[int | None, typer.Option(help="counterfact: seed of the texts; 0 by default.")] = None,
     dtype: Dtype = "auto",
     device_map: DeviceMap = None,
     trust_remote_code: RemoteCode = False,
@@ -51,6 +52,8 @@ def evaluate(
     from ece.models import load
     from ece.provenance import provenance
 
+    if not generate:
+        refuse_idle(context, "--generate", "snippets", "corpus", "top_k", "seed")
     options = {"target": target, "snippets": snippets, "corpus": corpus, "top_k": top_k, "seed": seed}
     benchmark = read_benchmark(data, kind, **options).part(0, limit)
     loaded = load(model, dtype=dtype, device_map=device_map, trust_remote_code=trust_remote_code)

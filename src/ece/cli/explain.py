@@ -21,12 +21,14 @@ from ece.cli.options import (
     chosen_method,
     fitted_method,
     given_facts,
+    refuse_idle,
 )
 from ece.cli.output import show
 from ece.errors import UserError
 
 
 def explain(
+    context: typer.Context,
     model: ModelName = "smollm2",
     facts: FactsFile = None,
     edits: EditsFolder = None,
@@ -49,6 +51,8 @@ def explain(
 
     if (facts is None) == (edits is None):
         raise UserError("give either --facts FILE or --edits FOLDER")
+    if edits:
+        refuse_idle(context, "--facts", "method", "options", "preset", "limit")
     wanted = given_facts(facts, None, None, None)[:limit] if facts else []
     chosen_method(method, options)  # what is wrong is said before the model is loaded
     loaded = load(model, dtype=dtype, device_map=device_map, trust_remote_code=trust_remote_code)

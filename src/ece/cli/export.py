@@ -9,13 +9,14 @@ from typing import Annotated, Any
 
 import typer
 
-from ece.cli.options import AsJson, DeviceMap, Dtype, ModelName, RemoteCode
+from ece.cli.options import AsJson, DeviceMap, Dtype, ModelName, RemoteCode, refuse_idle
 from ece.cli.output import show
 
 log = logging.getLogger(__name__)
 
 
 def export(
+    context: typer.Context,
     edits: Annotated[Path, typer.Option(help="Folder of edits made by `ece edit`.")],
     output: Annotated[Path, typer.Option("--out", help="New folder for the checkpoint or the adapter.")],
     model: ModelName = "smollm2",
@@ -36,6 +37,8 @@ def export(
     from ece.edits.folder import load_edits
     from ece.models import load
 
+    if not lora:
+        refuse_idle(context, "--lora", "base")
     loaded = load(model, dtype=dtype, device_map=device_map, trust_remote_code=trust_remote_code)
     made = load_edits(edits, loaded)
     facts = sum(len(edit.facts) for edit in made)

@@ -13,10 +13,8 @@ ModelName = Annotated[
     str, typer.Option("--model", "-m", help="smollm2 (embedded), a local folder, a GGUF file, or a hub id.")
 ]
 EditsFolder = Annotated[Path | None, typer.Option("--edits", help="Folder of edits made by `ece edit`.")]
-FactsFile = Annotated[
-    Path | None,
-    typer.Option("--facts", help="JSON or JSON lines: {prompt, subject, target}, CounterFact or zsRE records."),
-]
+FACTS = "JSON or JSON lines: {prompt, subject, target}, CounterFact or zsRE records."
+FactsFile = Annotated[Path | None, typer.Option("--facts", help=FACTS)]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout and nothing else.")]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
 DeviceMap = Annotated[str | None, typer.Option(help="Where the weights go, e.g. auto, cuda or cpu; needs accelerate.")]
@@ -28,6 +26,23 @@ Preset = Annotated[
 Options = Annotated[
     list[str] | None, typer.Option("--set", help="key=value, e.g. layers=3-7 or neurons.p=0.9; see `ece methods NAME`.")
 ]
+
+
+def refuse_idle(context: typer.Context, needs: str, *names: str) -> None:
+    """Refuse options that were typed and would do nothing.
+
+    Args:
+        context: of the command.
+        needs: what is missing for them to do something.
+        names: of their parameters.
+
+    Raises:
+        UserError: one of them was typed.
+    """
+    for parameter in context.command.params:
+        source = context.get_parameter_source(parameter.name or "")
+        if parameter.name in names and source is not None and source.name == "COMMANDLINE":
+            raise UserError(f"{parameter.opts[0]} does nothing without {needs}")
 
 
 def given_facts(file: Path | None, subject: str | None, prompt: str | None, target: str | None) -> list[Any]:

@@ -32,10 +32,12 @@ def study(
         list[Path] | None, typer.Option("--zsre", "--more-data", help="More records of another kind.")
     ] = None,
     tasks: Annotated[
-        Path | None, typer.Option(help="Folder of sst2.jsonl and so on [the data's, if it has them].")
+        Path | None, typer.Option(help="Folder of sst2.jsonl and so on; by default the data's, if it has them.")
     ] = None,
     text: Annotated[Path | None, typer.Option(help="Held-out text, for perplexity.")] = None,
-    methods: Annotated[str | None, typer.Option(help="Comma-separated; see `ece methods` [all, or the first].")] = None,
+    methods: Annotated[
+        str | None, typer.Option(help="Comma-separated, see `ece methods`; by default all, or the first.")
+    ] = None,
     edits: Annotated[int, typer.Option(min=1, help="In sequence, at most.")] = 1000,
     batch_size: Annotated[int, typer.Option(min=1, help="Facts edited at a time.")] = 100,
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many edits and records: a quick look.")] = None,

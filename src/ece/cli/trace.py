@@ -8,17 +8,18 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from ece.cli.options import AsJson, DeviceMap, Dtype, FactsFile, ModelName, RemoteCode, given_facts
+from ece.cli.options import FACTS, AsJson, DeviceMap, Dtype, ModelName, RemoteCode, given_facts, refuse_idle
 from ece.cli.output import show
 from ece.errors import UserError
 
 
 def trace(
+    context: typer.Context,
+    facts: Annotated[Path, typer.Option("--facts", help=FACTS)],
     model: ModelName = "smollm2",
-    facts: FactsFile = None,
     part: Annotated[str, typer.Option(help="What is put back: layer (its output) or ffn (of a window).")] = "layer",
     samples: Annotated[int, typer.Option(min=1, help="Corrupted runs of each prompt.")] = 10,
-    noise: Annotated[float, typer.Option(min=0, help="Its size, relative to the subjects' embeddings.")] = 3.0,
+    noise: Annotated[float, typer.Option(min=0, help="Size of the noise, in standard deviations of the subjects' embeddings.")] = 3.0,
     window: Annotated[int, typer.Option(min=1, help="Layers whose FFN outputs are put back together.")] = 10,
     plots: Annotated[Path | None, typer.Option(help="Folder for the heat map (PNG).")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only so many facts.")] = None,
@@ -33,6 +34,8 @@ def trace(
 
     if part not in ("layer", "ffn"):
         raise UserError(f"--part {part}: layer or ffn")
+    if part != "ffn":
+        refuse_idle(context, "--part ffn", "window")
     wanted = given_facts(facts, None, None, None)[:limit]
     loaded = load(model, dtype=dtype, device_map=device_map, trust_remote_code=trust_remote_code)
     found = traced(loaded, wanted, part, samples=samples, noise=noise, window=window)

@@ -23,10 +23,10 @@ Records = Annotated[str | None, typer.Option(help="Only these, FIRST-LAST, count
 Out = Annotated[Path | None, typer.Option("--out", help="Folder; by default the model's own in the cache.")]
 Steps = Annotated[int, typer.Option(min=1, help="At most so many steps.")]
 BatchSize = Annotated[int, typer.Option("--batch-size", min=2, help="Examples in a step.")]
-Rate = Annotated[float, typer.Option(help="Adam's.")]
+Rate = Annotated[float, typer.Option(help="Adam's learning rate.")]
 Every = Annotated[int, typer.Option(min=1, help="Steps between validations.")]
 Patience = Annotated[int, typer.Option(min=1, help="Validations without a better one before training ends.")]
-Seed = Annotated[int, typer.Option(help="Of the order of examples.")]
+Seed = Annotated[int, typer.Option(help="Seed of the examples' order.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in the folder.")]
 
 
@@ -37,7 +37,7 @@ def mend(
     records: Records = None,
     output: Out = None,
     layers: Annotated[str, typer.Option(help="Whose W are edited, e.g. 27-29; last: the last three.")] = "last",
-    rank: Annotated[int, typer.Option(min=1, help="Of the network's blocks (the paper: 1920).")] = 256,
+    rank: Annotated[int, typer.Option(min=1, help="Rank of the network's blocks (the paper: 1920).")] = 256,
     c_edit: Annotated[float, typer.Option(help="Weight of the edit's loss; the KL divergence has 1.")] = 0.1,
     steps: Steps = 400,
     batch_size: BatchSize = 8,
@@ -72,7 +72,7 @@ def serac(
     records: Records = None,
     output: Out = None,
     encoder: Annotated[str, typer.Option(help="own (the model's hidden states), or a folder or hub id.")] = "own",
-    dimensions: Annotated[int, typer.Option(min=1, help="In which texts are compared.")] = 128,
+    dimensions: Annotated[int, typer.Option(min=1, help="Of the space in which texts are compared.")] = 128,
     steps: Steps = 300,
     batch_size: BatchSize = 128,
     rate: Rate = 1e-4,

@@ -1,29 +1,44 @@
-"""A journal's edits on a model."""
+"""Saved edits on a model."""
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ece.edits.edit import Edit
 from ece.edits.journal import Journal, writing
+from ece.edits.seal import MANIFEST
 from ece.errors import UserError
 from ece.models import Model
 
+log = logging.getLogger(__name__)
+
 
 def load_edits(folder: Path | str, model: Model) -> list[Edit]:
-    """The edits in force, oldest first.
+    """The edits in force of a journal, oldest first; or the one edit that `Edit.save` wrote.
 
     Raises:
-        UserError: there is no journal, it is damaged, or it was made for another model.
+        UserError: there are none, they are damaged, or they were made for another model.
     """
-    journal = Journal.read(folder)
-    if not journal.entries:
-        raise UserError(f"{folder}: no edits in it; `ece edit --out {folder}` makes some")
-    edits = [held.load(model.device) for held in journal.in_force]
+    edits = _one(Path(folder), model) if (Path(folder) / MANIFEST).is_file() else _in_force(folder, model)
     for edit in edits:
         edit.check(model)
     return edits
+
+
+def _one(folder: Path, model: Model) -> list[Edit]:
+    edit = Edit.load(folder, model.device)
+    if edit.manifest.previous:
+        log.warning("%s is one batch of several; those before it are left out; %s has all", folder, folder.parent)
+    return [edit]
+
+
+def _in_force(folder: Path | str, model: Model) -> list[Edit]:
+    journal = Journal.read(folder)
+    if not journal.entries:
+        raise UserError(f"{folder}: no edits in it; `ece edit --out {folder}` makes some")
+    return [held.load(model.device) for held in journal.in_force]
 
 
 def append(folder: Path | str, edit: Edit) -> Path:

@@ -17,13 +17,13 @@ from ece.facts import Fact, batches, check_consistent
 from ece.heap import memory_returned
 from ece.locate.layers import choose_layers, window_of
 from ece.locate.tracing import traced_layers
+from ece.methods import registry
 from ece.methods.history import History
 from ece.methods.memory import check as check_memory
 from ece.methods.method import Method, known
 from ece.methods.phases import Phases
 from ece.methods.recall import recalled_history
 from ece.methods.recipe import PerFact, Recipe
-from ece.methods.registry import method
 from ece.methods.searching import InAdvance, Search, pass_tokens, search, searched_on
 from ece.methods.subjects import states, wanted
 from ece.methods.writing import statistics, swept
@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 def edit(
     model: Model,
     facts: Sequence[Fact],
-    recipe: Method | str = "ece",
+    method: Method | str = "ece",
     history: History | None = None,
     *,
     before: Sequence[str] | None = None,
@@ -53,7 +53,7 @@ def edit(
     Args:
         model: with earlier edits applied, if there are any.
         facts: one batch.
-        recipe: or another method, or a method's name.
+        method: a recipe or another method, or a method's name.
         history: of earlier batches, whose layers are kept to where the recipe leaves them to us; None for the first.
         before: contexts; written by the model by default.
         search: what finds the targets.
@@ -65,7 +65,7 @@ def edit(
     if not facts:
         raise UserError("no facts to edit")
     check_consistent(facts)
-    recipe = method(recipe) if isinstance(recipe, str) else recipe
+    recipe = registry.method(method) if isinstance(method, str) else method
     history = history or History()
     if not isinstance(recipe, Recipe):
         return recipe.edit(model, facts, history, before or ())
@@ -237,7 +237,7 @@ def _restrained(model: Model, recipe: Recipe, reached: Reached) -> Reached:
 def edit_in_sequence(
     model: Model,
     facts: Sequence[Fact],
-    recipe: Method | str = "ece",
+    method: Method | str = "ece",
     batch_size: int = 100,
     earlier: Sequence[Edit] = (),
     accept: Callable[[Edit], bool] = lambda made: True,
@@ -248,7 +248,7 @@ def edit_in_sequence(
     Args:
         model: with `earlier` applied.
         facts: all of them, in order.
-        recipe: or another method, or a method's name.
+        method: a recipe or another method, or a method's name.
         batch_size: facts in a batch.
         earlier: edits made before.
         accept: asked while a new edit is applied, its keys with it; where it says no, the edit is taken off and not
@@ -259,7 +259,7 @@ def edit_in_sequence(
         UserError: facts contradict each other, or the model cannot be edited.
     """
     check_consistent(facts)
-    recipe = method(recipe) if isinstance(recipe, str) else recipe
+    recipe = registry.method(method) if isinstance(method, str) else method
     history = recalled_history(model, earlier)
     before = earlier[0].manifest.contexts if earlier else []
     before = before or (written_contexts(model) if isinstance(recipe, Recipe) else [])
