@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import shutil
@@ -20,6 +21,7 @@ import tiny as make
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from ece.edits import journal as journal_module
@@ -32,7 +34,9 @@ from ece.edits.seal import MANIFEST
 from ece.errors import UserError
 from ece.evaluation.guard import Guard
 from ece.facts import Fact
+from ece.methods import engine
 from ece.methods.engine import edit_in_sequence
+from ece.methods.grace import GRACE
 from ece.methods.recall import recalled, recipe_of
 from ece.methods.recipe import Recipe
 from ece.methods.registry import as_recipe, method
@@ -549,3 +553,57 @@ def test_a_guard_that_is_kept_records_what_it_measured(folder: Path, tmp_path: P
 def test_reading_does_not_depend_on_the_module_state() -> None:
     """Nothing is cached in the module."""
     assert not [name for name, value in vars(journal_module).items() if isinstance(value, dict) and name[0] != "_"]
+
+
+@pytest.mark.parametrize("error", [SafetensorError("I/O error: No space left on device"), OSError(28, "No space left")])
+def test_an_edit_that_cannot_be_saved_is_taken_off(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    applied = Applied(make.build("llama"))
+    saved = weights(run(folder, FACTS[:2]))
+
+    def full(*_: object) -> None:
+        raise error
+
+    with writing(folder) as journal:
+        applied.follow(journal)
+        monkeypatch.setattr("ece.edits.edit.save_file", full)
+        with pytest.raises(UserError, match=r"batch-0002: cannot be written .*No space left.*make room"):
+            list(edit_journal(applied, journal, FACTS[:4], recipe(), 2))
+    assert equal(weights(applied.model), saved)
+    assert [path.name for path in folder.iterdir() if path.name[0] != "."] == ["batch-0001"]
+
+
+def test_a_guard_that_cannot_measure_leaves_the_model_as_it_was(folder: Path, tmp_path: Path) -> None:
+    watching = guard(make.build("llama"), tmp_path, stop=True)
+    watching.measure = lambda model: 1 / 0  # type: ignore[method-assign,assignment,return-value]
+    applied = Applied(make.build("llama"))
+    with writing(folder) as journal, pytest.raises(ZeroDivisionError):
+        list(edit_journal(applied, journal, FACTS[:2], recipe(), 2, watching))
+    assert equal(weights(applied.model), weights(make.build("llama")))
+
+
+def test_a_batch_that_breaks_the_model_is_left_out(folder: Path, tmp_path: Path) -> None:
+    """Its perplexity is infinite, for which JSON has no number."""
+    watching = guard(make.build("llama"), tmp_path, stop=False)
+    watching.measure = lambda model: {"perplexity": math.inf, "perplexity_rise": math.inf, "specificity": 50.0}  # type: ignore[method-assign]
+    run(folder, FACTS[:2], guard=watching)
+    (entry,) = Journal.read(folder).entries
+    assert isinstance(entry.manifest, Manifest)
+    assert entry.manifest.metrics == {"specificity": 50.0}
+    assert "inf % higher" in entry.manifest.left_out
+
+
+def test_undo_and_recall_leave_memories_as_they_are(folder: Path) -> None:
+    model = make.build("llama")
+    made = engine.edit(model, FACTS[:1], GRACE.with_options({"descent.steps": 2}))
+    append(folder, made)
+    run(folder, FACTS[1:3])
+    fresh = make.build("llama")
+    with writing(folder) as journal:
+        undo(journal, {key(FACTS[1])}, fresh)
+    assert fresh.memories == []
+    applied = Applied(make.build("llama"))
+    applied.follow(Journal.read(folder))
+    recalled(applied.model, applied.edits)
+    assert len(applied.model.memories) == 1

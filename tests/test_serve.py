@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,13 @@ pytest.importorskip("fastapi", reason="the server needs the extra 'serve'")
 pytest.importorskip("httpx", reason="the tests of the server need httpx")
 
 from fastapi.testclient import TestClient
+from safetensors import SafetensorError
 
-from ece.edits.folder import Applied
+from ece.edits.folder import Applied, append
 from ece.edits.journal import Journal, writing
+from ece.errors import UserError
+from ece.methods.engine import edit
+from ece.methods.grace import GRACE
 from ece.methods.recipe import Recipe
 from ece.methods.registry import as_recipe
 from ece.methods.run import edit_journal
@@ -267,3 +272,92 @@ def test_many_clients_while_edits_arrive(client: TestClient, folder: Path, long:
     assert len(versions) > 1
     for prompt, answer in answers:
         assert answer["choices"][0]["text"] == wanted[answer["system_fingerprint"]][prompt]
+
+
+@pytest.mark.parametrize("more", [{"seed": 10**20}, {"seed": -(10**20)}])
+def test_seeds_that_no_generator_takes_are_refused(client: TestClient, more: dict[str, Any]) -> None:
+    response = client.post("/v1/completions", json={"prompt": "The", "max_tokens": 2} | more)
+    assert response.status_code == 400
+    assert "seed" in response.json()["error"]["message"]
+    assert client.post("/v1/completions", json=greedy("The")).status_code == 200
+
+
+@pytest.mark.parametrize("seed", [2**63 - 1, -(2**63)])
+def test_the_outermost_seeds_are_taken(client: TestClient, seed: int) -> None:
+    asked = {"prompt": "The", "max_tokens": 2, "seed": seed, "n": 3}
+    assert client.post("/v1/completions", json=asked).status_code == 200
+
+
+def test_the_coldest_temperatures_take_the_most_probable_token(client: TestClient) -> None:
+    cold = client.post("/v1/completions", json=greedy("The") | {"temperature": 1e-40}).json()["choices"][0]["text"]
+    assert cold == client.post("/v1/completions", json=greedy("The")).json()["choices"][0]["text"]
+
+
+def test_the_server_goes_on_whatever_a_request_does(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("ece.serve.generation.Writing", lambda *_: 1 / 0)
+        failed = client.post("/v1/completions", json=greedy("The"))
+    assert (failed.status_code, "ZeroDivisionError" in failed.text) == (500, True)
+    assert client.post("/v1/completions", json=greedy("The")).status_code == 200
+
+
+def test_the_server_goes_on_whatever_a_batch_does(
+    client: TestClient, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(Worker, "follow", lambda *_: 1 / 0)
+        add(folder, 0, 2)
+        client.post("/v1/completions", json=greedy("The"))
+    assert sum("division by zero" in message for message in caplog.messages) == 1
+    assert client.post("/v1/completions", json=greedy("The")).json()["system_fingerprint"] != "unedited"
+
+
+def test_memories_are_not_served(served: Model, folder: Path) -> None:
+    fact = make.random_facts(1)
+    quick = GRACE.with_options({"descent.steps": 2})
+    append(folder, edit(served, fact, quick))
+    with pytest.raises(UserError, match="grace keeps its facts beside the model.*asks no memories"):
+        Worker(served, folder)
+    assert not served.memories
+
+
+def test_edits_in_memories_are_not_made_over_http(client: TestClient, folder: Path) -> None:
+    body = {"facts": [FACT], "method": "grace"}
+    refused = client.post("/edits", json=body, headers={"Authorization": f"Bearer {KEY}"})
+    assert refused.status_code == 400
+    assert "beside the model" in refused.json()["error"]["message"]
+    assert not folder.exists()
+
+
+def test_edits_over_http_have_the_models_preset(
+    client: TestClient, served: Model, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def preset(recipe: Recipe, model: Model) -> Recipe:
+        asked.append(recipe.name)
+        return replace(recipe, regularise=77.0)
+
+    monkeypatch.setattr("ece.serve.server.with_preset", preset)
+    body = {"facts": [FACT], "method": "memit", "options": {"layers": "1-2", "tokens": "512"}}
+    client.post("/edits", json=body, headers={"Authorization": f"Bearer {KEY}"})
+    (held,) = Journal.read(folder).in_force
+    assert (asked, held.manifest.options["regularise"]) == (["memit"], 77.0)
+
+
+def test_an_edit_that_cannot_be_saved_is_not_served(
+    client: TestClient, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = client.post("/v1/completions", json=greedy(PROMPTS)).json()["choices"]
+
+    def full(*_: object) -> None:
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("ece.edits.edit.save_file", full)
+        body = {"facts": [FACT], "options": QUICK}
+        refused = client.post("/edits", json=body, headers={"Authorization": f"Bearer {KEY}"})
+    assert refused.status_code == 400
+    assert "No space left" in refused.json()["error"]["message"]
+    assert client.get("/health").json()["version"] == "unedited"
+    assert client.post("/v1/completions", json=greedy(PROMPTS)).json()["choices"] == before

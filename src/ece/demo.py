@@ -15,7 +15,9 @@ from ece.edits.folder import append
 from ece.evaluation.counterfact import METRICS, evaluate, summary
 from ece.evaluation.means import Mean
 from ece.facts import DEMONSTRATED, CounterFactRecord, read_counterfact, shipped_file
+from ece.methods import registry
 from ece.methods.engine import edit
+from ece.methods.presets import with_preset
 from ece.models import Model
 from ece.models.generate import continuations
 
@@ -42,7 +44,7 @@ def demonstrate(model: Model, folder: Path, facts: int = DEMONSTRATED, method: s
     """
     records = read_counterfact(shipped_file())[:facts]
     said_before, scored_before = _said(model, records), evaluate(model, records)
-    made = edit(model, [record.fact() for record in records], method)
+    made = edit(model, [record.fact() for record in records], with_preset(registry.method(method), model))
     place = append(folder, made)
     made.apply(model)
     said_after, scored_after = _said(model, records), evaluate(model, records)

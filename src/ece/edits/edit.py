@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ece.edits.packing import pack, packs, unpack
 from ece.edits.seal import FORMAT, MANIFEST, Digest, FileName, digest, read_manifest, sealed
-from ece.errors import UserError
+from ece.errors import UserError, reason_of
 from ece.facts import Fact
 from ece.files import new_folder
 from ece.memories import restored
@@ -232,8 +232,7 @@ class Edit:
             # clones begin where torch's own tensors begin, and products of them have the same bits
             return cls._of(manifest, {name: tensor.clone().to(device) for name, tensor in load(data).items()})
         except (SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise UserError(f"{folder / TENSORS}: damaged ({reason})") from error
+            raise UserError(f"{folder / TENSORS}: damaged ({reason_of(error)})") from error
 
     @classmethod
     def _of(cls, manifest: Manifest, tensors: dict[str, Tensor]) -> Edit:
@@ -256,6 +255,21 @@ class Edit:
         kept = {name.removeprefix("memory."): t for name, t in tensors.items() if name.startswith("memory.")}
         memory = restored(manifest.memory, kept) if manifest.memory else None
         return cls(deltas, keys, around, hidden, delta, manifest, memory)
+
+
+def refuse_memories(manifests: Iterable[Manifest], why: str) -> None:
+    """Refuse edits that are no change of weights.
+
+    Args:
+        manifests: of the edits.
+        why: what cannot be done with them, and what to do instead.
+
+    Raises:
+        UserError: naming the method.
+    """
+    for manifest in manifests:
+        if manifest.memory is not None:
+            raise UserError(f"{manifest.method} keeps its facts beside the model and leaves the weights alone, {why}")
 
 
 def checked(folder: Path, name: str, files: Mapping[str, str]) -> bytes:

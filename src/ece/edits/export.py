@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -10,13 +11,15 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from ece.edits.edit import Edit
+from ece.edits.edit import Edit, refuse_memories
 from ece.errors import UserError
 from ece.files import new_folder
 from ece.models import Model
 
 SHARD = "4GB"
 """Checkpoints are cut into files of at most this size."""
+
+NO_CHECKPOINT = "so no checkpoint can hold them; export edits of a method that changes weights (see `ece methods`)"
 
 
 def export(model: Model, edits: Sequence[Edit], folder: Path | str, shard: str = SHARD) -> None:
@@ -32,13 +35,15 @@ def export(model: Model, edits: Sequence[Edit], folder: Path | str, shard: str =
         shard: largest size of a file.
 
     Raises:
-        UserError: the folder exists, an edit is more than a change of weights, or what was written is not the edited
-            model bit for bit.
+        UserError: the size is none, the folder exists, an edit is more than a change of weights, or what was written
+            is not the edited model bit for bit.
     """
+    if not re.fullmatch(r"[0-9]+(\.[0-9]+)?[KMGT]B", shard, re.IGNORECASE):
+        raise UserError(f"--shard {shard}: give a size, such as 4GB or 500MB")
     folder = Path(folder)
     if folder.exists():
         raise UserError(f"{folder} exists already; give another folder")
-    refuse_memories(edits)
+    refuse_memories([edit.manifest for edit in edits], NO_CHECKPOINT)
     applied: list[Edit] = []
     try:
         for edit in edits:
@@ -51,20 +56,6 @@ def export(model: Model, edits: Sequence[Edit], folder: Path | str, shard: str =
             _verify(model, temporary)
     finally:
         model.overlay.replace(model, [edit.deltas for edit in applied], [])
-
-
-def refuse_memories(edits: Sequence[Edit]) -> None:
-    """Refuse edits that are no change of weights.
-
-    Raises:
-        UserError: naming the method.
-    """
-    for edit in edits:
-        if edit.memory is not None:
-            raise UserError(
-                f"{edit.manifest.method} keeps its facts beside the model and leaves the weights alone, so no "
-                "checkpoint can hold them; export edits of a method that changes weights (see `ece methods`)"
-            )
 
 
 def card(model: Model, edits: Sequence[Edit], base: str | None = None) -> str:

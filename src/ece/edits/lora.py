@@ -6,7 +6,6 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,9 +14,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from ece.edits.edit import Edit
-from ece.edits.export import card, refuse_memories
-from ece.errors import UserError
+from ece.edits.edit import Edit, refuse_memories
+from ece.edits.export import NO_CHECKPOINT, card
+from ece.errors import UserError, require
 from ece.files import new_folder
 from ece.models import LowRank, Model
 from ece.models.overlay import BLOCK
@@ -72,12 +71,11 @@ def export_lora(model: Model, edits: Sequence[Edit], folder: Path | str, base: s
         UserError: PEFT is not installed, the folder exists, the rank is above 512, an edit is more than a change of
             weights, or the adapter does not give the edited model.
     """
-    if find_spec("peft") is None:
-        raise UserError("--lora needs PEFT: pip install 'ece-edit[lora]'")
+    require("peft", "--lora", "lora")
     folder = Path(folder)
     if folder.exists():
         raise UserError(f"{folder} exists already; give another folder")
-    refuse_memories(edits)
+    refuse_memories([edit.manifest for edit in edits], NO_CHECKPOINT)
     rank = rank_of(edits)
     if not rank:
         raise UserError("these edits change no weights, so there is nothing to put into an adapter")

@@ -251,8 +251,8 @@ def edit_in_sequence(
         method: a recipe or another method, or a method's name.
         batch_size: facts in a batch.
         earlier: edits made before.
-        accept: asked while a new edit is applied, its keys with it; where it says no, the edit is taken off and not
-            yielded.
+        accept: asked while a new edit is applied, its keys with it; where it says no or raises, the edit is taken off
+            and not yielded.
         search: what finds the targets.
 
     Raises:
@@ -267,8 +267,13 @@ def edit_in_sequence(
         recipe = with_layers(model, batch, recipe, history.moments) if isinstance(recipe, Recipe) else recipe
         made = edit(model, batch, recipe, history, before=before, search=search)
         made.apply(model)
-        if not accept(made):
-            made.revert(model)
+        accepted = False
+        try:
+            accepted = accept(made)
+        finally:
+            if not accepted:
+                made.revert(model)
+        if not accepted:
             continue
         history.add(model, made)
         made = made.without_keys()  # nor are they held here while the next batch is searched for

@@ -15,7 +15,7 @@ from ece.errors import UserError
 from ece.facts import Fact
 from ece.memories.codebook import Codebook, last_states
 from ece.methods.history import History
-from ece.methods.method import Batch, Declared, checked_layers
+from ece.methods.method import Batch, Beside, checked_layers
 from ece.models import Model
 from ece.models.replay import passes
 from ece.models.tails import SharedPrefixes
@@ -29,7 +29,7 @@ ALONE = Weights(kl=0.0, decay=0.0, clamp=1e9)
 
 
 @dataclass(frozen=True)
-class Grace(Declared):
+class Grace(Beside):
     """A layer's output at a prompt's last token is searched for, then looked up by what enters the layer there."""
 
     layer: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from ece.edits.edit import Edit
 from ece.facts import CounterFactRecord, Fact, read_counterfact, shipped_file
-from ece.files import cache_folder, new_file
+from ece.files import cache_folder, new_file, sound
 from ece.memories.reading import OWN, Reader
 from ece.memories.retrieval import Retrieval, Space, best_radius
 from ece.methods.history import History
-from ece.methods.method import Batch, Declared
+from ece.methods.method import Batch, Beside
 from ece.models import Model
 
 KIND = "ike"
@@ -47,7 +47,7 @@ class Corpus:
         identity = [model.fingerprint, encoder, reader.depths, hashlib.sha256(shipped_file().read_bytes()).hexdigest()]
         name = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:24]
         file = cache_folder() / "demonstrations" / f"{name}.safetensors"
-        if not file.exists():
+        if not sound(file):
             with new_file(file) as temporary:
                 save_file({key: t.cpu().contiguous() for key, t in _read(model, reader, records).items()}, temporary)
         kept = load_file(file, device=str(model.device))
@@ -89,7 +89,7 @@ def _read(model: Model, reader: Reader, records: Sequence[CounterFactRecord]) ->
 
 
 @dataclass(frozen=True)
-class Ike(Declared):
+class Ike(Beside):
     """Prompts in an edit's scope are answered after demonstrations and the edit; nothing is trained."""
 
     demonstrations: Annotated[int, Field(ge=0)] = 8

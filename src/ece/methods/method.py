@@ -104,6 +104,10 @@ class Declared:
         return changed(self, options)
 
 
+class Beside(Declared):
+    """A method that keeps facts beside the model, in a memory, and leaves its weights alone."""
+
+
 def known(model: Model, facts: Sequence[Fact]) -> list[bool]:
     """Which facts' targets are the model's most probable answers already."""
     asked = likelihoods(model, [Question(fact.question, (fact.target,)) for fact in facts])

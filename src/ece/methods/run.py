@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -83,9 +84,13 @@ def plan(journal: Journal, facts: Sequence[Fact], run: Run) -> Plan:
     facts = list(dict.fromkeys(facts))
     active = {about: fact for about, (fact, _) in journal.active.items()}
     left_out = set(journal.left_out(run.id))
-    there = [fact for fact in facts if active.get(key(fact)) == fact or fact in left_out]
-    new = [fact for fact in facts if fact not in set(there)]
-    return Plan(new, there, [(active[key(fact)], fact) for fact in new if key(fact) in active])
+    there = {fact for fact in facts if active.get(key(fact)) == fact or fact in left_out}
+    new = [fact for fact in facts if fact not in there]
+    return Plan(
+        new,
+        [fact for fact in facts if fact in there],
+        [(active[key(fact)], fact) for fact in new if key(fact) in active],
+    )
 
 
 def edit_journal(
@@ -136,14 +141,18 @@ def edit_journal(
         if not broken:
             return True
         if guard and guard.stop:
-            made.revert(model)
             raise Stopped(f"{broken}; the batch that did it is not saved: {made.facts[0]} ({len(made.facts)} facts)")
+        metrics = {name: value for name, value in metrics.items() if math.isfinite(value)}
         log.warning("a batch is left out: %s", broken)
         now = now.batch(made, run=run, metrics=metrics, left_out=broken)
         return False
 
     for made in edit_in_sequence(model, todo.new, recipe, batch_size, list(applied.edits), accept):
-        now = now.batch(made, run=run, metrics=metrics)
+        try:
+            now = now.batch(made, run=run, metrics=metrics)
+        except BaseException:
+            made.revert(model)  # what is not in the journal is not on the model either
+            raise
         applied.made(made, now)
         yield now, made
 

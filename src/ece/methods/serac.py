@@ -16,7 +16,7 @@ from ece.facts import Fact
 from ece.memories.reading import Reader
 from ece.memories.retrieval import Retrieval, Space, best_radius
 from ece.methods.history import History
-from ece.methods.method import Batch, Declared
+from ece.methods.method import Batch, Beside
 from ece.models import Model
 from ece.training.examples import Example, divided
 from ece.training.trainer import DEFAULT, trained
@@ -151,7 +151,7 @@ def _texts(example: Example) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class Serac(Declared):
+class Serac(Beside):
     """Prompts in an edit's scope are answered by the model with the edit in front of them."""
 
     weights: str = DEFAULT

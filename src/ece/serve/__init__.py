@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from pathlib import Path
 
-from ece.errors import UserError
+from ece.errors import require
 from ece.models import Model
 
 
@@ -25,8 +24,8 @@ def run(
     Raises:
         UserError: FastAPI or uvicorn is not installed, or the journal is damaged or of another model.
     """
-    if find_spec("fastapi") is None or find_spec("uvicorn") is None:
-        raise UserError("ece serve needs FastAPI and uvicorn: pip install 'ece-edit[serve]'")
+    for module in ("fastapi", "uvicorn"):
+        require(module, "ece serve", "serve")
     from ece.serve.server import listen
 
     listen(model, edits, host, port, api_key, rows)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -14,12 +14,18 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from ece.edits.edit import refuse_memories
 from ece.edits.folder import Applied
 from ece.edits.journal import Journal, entry_folders
 from ece.errors import UserError
 from ece.models import Model
 
 log = logging.getLogger(__name__)
+
+NOT_SERVED = "and the server asks no memories; serve edits of a method that changes weights (see `ece methods`)"
+
+COLDEST = 1e-4
+"""Temperatures below are taken as 0: logits divided by less would leave the range of a float."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +81,7 @@ class Writing:
 
     def choose(self, logits: Tensor) -> int:
         """The next token, from its logits `[vocabulary]` on the CPU."""
-        if self.request.temperature == 0:
+        if self.request.temperature < COLDEST:
             return int(logits.argmax())
         probabilities = (logits.float() / self.request.temperature).softmax(-1)
         if self.request.top_p < 1:
@@ -84,7 +90,7 @@ class Writing:
             probabilities = torch.zeros_like(probabilities).scatter(0, order, ordered)
         return int(torch.multinomial(probabilities, 1, generator=self.random))
 
-    def take(self, token: int, ends: set[int]) -> bool:
+    def take(self, token: int, ends: Set[int]) -> bool:
         """Add a token and send what is certain; whether the answer goes on."""
         if token in ends:
             return self._end("stop")
@@ -100,10 +106,6 @@ class Writing:
         if not text.endswith("\ufffd") and certain > self.sent:
             self._send(text[self.sent : certain])
         return True
-
-    def fail(self, reason: str) -> None:
-        """End with an error."""
-        self.request.emit(Piece(error=reason, version=self.version))
 
     def _text(self) -> str:
         return str(self.model.tokenizer.decode(self.written, skip_special_tokens=True))
@@ -132,7 +134,6 @@ class Worker:
         self.model, self.folder, self.rows, self.poll = model, folder, rows, poll
         self.applied = Applied(model)
         self.follow()
-        self.ends = self._ends()
         self._queue: SimpleQueue[Request | Callable[[], None] | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="ece-serve", daemon=True)
         self._complaint = ""
@@ -163,14 +164,11 @@ class Worker:
         """Bring the model to what is in force in the journal.
 
         Raises:
-            UserError: it is damaged, or of another model; what was served is served on.
+            UserError: it is damaged, of another model, or no change of weights; what was served is served on.
         """
-        self.applied.follow(Journal.read(self.folder))
-
-    def _ends(self) -> set[int]:
-        configured = cast(Any, self.model.network).generation_config.eos_token_id
-        ends = configured if isinstance(configured, list) else [configured]
-        return {int(end) for end in [*ends, self.model.tokenizer.eos_token_id] if end is not None}
+        journal = Journal.read(self.folder)
+        refuse_memories([held.manifest for held in journal.in_force], NOT_SERVED)
+        self.applied.follow(journal)
 
     def _work(self) -> None:
         while True:
@@ -215,19 +213,19 @@ class Worker:
                 self.follow()
                 log.info("serving %d batches, version %s", len(self.applied.edits), self.version[:12])
             self._complaint = ""
-        except (UserError, OSError) as error:
+        except Exception as error:  # noqa: BLE001  (the server goes on, whatever a batch is like)
             if str(error) != self._complaint:  # once
-                log.error("%s; serving version %s on", error, self.version[:12])
+                known = isinstance(error, UserError | OSError)
+                log.error("%s; serving version %s on", error, self.version[:12], exc_info=None if known else error)
             self._complaint = str(error)
 
     def _answer(self, batch: Sequence[Request]) -> None:
-        writings = [Writing(request, self.model, self.version) for request in batch]
         try:
-            self._write(writings)
+            self._write([Writing(request, self.model, self.version) for request in batch])
         except Exception as error:  # noqa: BLE001  (the server goes on, whatever one batch did)
             log.exception("a batch of %d requests failed", len(batch))
-            for writing in writings:
-                writing.fail(f"{type(error).__name__}: {error}")
+            for request in batch:
+                request.emit(Piece(error=f"{type(error).__name__}: {error}", version=self.version))
 
     @torch.no_grad()
     def _write(self, writings: list[Writing]) -> None:
@@ -250,7 +248,7 @@ class Worker:
             stays = [
                 i
                 for i, (writing, token) in enumerate(zip(writings, tokens, strict=True))
-                if writing.take(token, self.ends) and not writing.request.cancelled.is_set()
+                if writing.take(token, self.model.ends) and not writing.request.cancelled.is_set()
             ]
             if not stays:
                 return

@@ -24,10 +24,12 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from ece.edits.journal import writing
 from ece.errors import UserError
 from ece.facts import PlainRecord
+from ece.methods.method import Beside
+from ece.methods.presets import with_preset
 from ece.methods.registry import method
 from ece.methods.run import edit_journal, plan, run_of
 from ece.models import Model
-from ece.serve.generation import Piece, Request, Worker
+from ece.serve.generation import NOT_SERVED, Piece, Request, Worker
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +58,7 @@ class Sampling(BaseModel):
     top_p: Annotated[float, Field(gt=0, le=1)] | None = 1.0
     n: Annotated[int, Field(ge=1, le=64)] | None = 1
     stop: str | list[str] | None = None
-    seed: int | None = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     stream: bool | None = False
     stream_options: dict[str, Any] | None = None
 
@@ -231,7 +233,7 @@ class _Answers:
                 temperature,
                 asked.top_p or 1.0,
                 tuple(text for text in stop if text),
-                None if asked.seed is None else asked.seed + index,
+                None if asked.seed is None else (asked.seed + index) % 2**63,
             )
             for index, ids in enumerate(rows)
         ]
@@ -343,7 +345,9 @@ class _ChatShape(_Shape):
 def _edited(worker: Worker, asked: Edits) -> dict[str, Any]:
     """Edit between two batches of answers, under the journal's lock."""
     facts = [record.fact() for record in asked.facts]
-    recipe = method(asked.method).with_options(asked.options)
+    recipe = with_preset(method(asked.method), worker.model).with_options(asked.options)
+    if isinstance(recipe, Beside):
+        raise UserError(f"{recipe.name} keeps its facts beside the model and leaves the weights alone, {NOT_SERVED}")
     with writing(worker.folder) as journal:
         worker.applied.follow(journal)
         todo = plan(journal, facts, run_of(facts, recipe, asked.batch_size))
