@@ -11,6 +11,9 @@ import torch
 
 from ece.errors import UserError
 from ece.evaluation.guard import Guard
+from ece.facts import Fact
+from ece.methods.engine import edit
+from ece.methods.grace import GRACE
 from ece.models import Model
 from ece.models.likelihood import Question, likelihoods
 
@@ -89,3 +92,14 @@ def test_what_cannot_be_measured_is_said(tmp_path: Path, records: list[object], 
     file.write_text(json.dumps(records))
     with pytest.raises(UserError, match=message):
         Guard.read(file, bounds.get("specificity"), bounds.get("perplexity"))
+
+
+def test_the_unedited_model_has_no_memories(tiny_llama: Model, tmp_path: Path) -> None:
+    asked = saying(tiny_llama, "Paris")
+    watching = Guard(tuple(asked), (), specificity=0.0)
+    fact = Fact("{} is a", "Paris", "Oslo")
+    made = edit(tiny_llama, [fact], GRACE.with_options({"descent.steps": 15, "descent.rate": 2.0}))
+    made.apply(tiny_llama)
+    assert not likelihoods(tiny_llama, asked[:1])[0][0].exact
+    assert watching.measure(tiny_llama)["specificity"] == pytest.approx(100 * (len(asked) - 1) / len(asked))
+    assert len(tiny_llama.memories) == 1

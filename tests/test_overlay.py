@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import tiny as make
@@ -188,3 +189,13 @@ def test_weight_is_a_view(tiny: Model):
     stored = dict(tiny.network.named_parameters())[tiny.weight_name(1)]
     assert stored[(5, 0) if tiny.family.transposed else (0, 5)] == 42
     assert tiny.weight(1).shape == (tiny.d_model, tiny.d_ff)
+
+
+def test_memories_are_forgotten_with_the_changes(tiny_llama: Model):
+    kept: list[Any] = ["a memory"]
+    tiny_llama.memories[:] = kept
+    for away in (tiny_llama.overlay.suspended(tiny_llama), tiny_llama.overlay.rewound(tiny_llama)):
+        with away:
+            assert tiny_llama.memories == []
+            tiny_llama.memories.append(None)  # type: ignore[arg-type]
+        assert tiny_llama.memories == kept

@@ -12,28 +12,38 @@ from typing import Annotated, Any, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from ece.errors import UserError
+from ece.files import read_text
 
 
 def _template(prompt: str) -> str:
     count = prompt.count("{}")
     if count != 1:
         raise ValueError(f"the prompt must contain {{}} once, for the subject; it does {count} times")
-    return prompt.rstrip()
+    return _letters(prompt).rstrip()
 
 
-def _filled(text: str) -> str:
+def filled(text: str) -> str:
+    """A text that holds something, without the spaces around it.
+
+    Raises:
+        ValueError: it is empty, or not text.
+    """
     if not text.strip():
         raise ValueError("must not be empty")
+    return _letters(text).strip()
+
+
+def _letters(text: str) -> str:
     if any("\ud800" <= letter <= "\udfff" for letter in text):
         raise ValueError("holds half a surrogate pair, which is no letter")
-    return text.strip()
+    return text
 
 
 DEMONSTRATED = 20
 """The first so many shipped facts are the demonstration's, and no statistics are taken over their sentences."""
 
 Template = Annotated[str, AfterValidator(_template)]
-Filled = Annotated[str, AfterValidator(_filled)]
+Filled = Annotated[str, AfterValidator(filled)]
 Schema = TypeVar("Schema", bound=BaseModel)
 T = TypeVar("T")
 
@@ -58,7 +68,7 @@ class Fact:
         Raises:
             UserError: the prompt has no `{}` or several, or the subject or target is empty.
         """
-        for name, check in (("prompt", _template), ("subject", _filled), ("target", _filled)):
+        for name, check in (("prompt", _template), ("subject", filled), ("target", filled)):
             try:
                 object.__setattr__(self, name, check(getattr(self, name)))
             except ValueError as error:
@@ -238,7 +248,7 @@ def batches(facts: Sequence[T], size: int) -> list[Sequence[T]]:
 
 def _objects(file: Path) -> list[Any]:
     if file.suffix == ".jsonl":
-        lines = ((n, line) for n, line in enumerate(_text(file).split("\n"), 1) if line.strip())
+        lines = ((n, line) for n, line in enumerate(read_text(file).split("\n"), 1) if line.strip())
         return [_parsed(file, line, n) for n, line in lines]
     parsed = read_json(file)
     return parsed if isinstance(parsed, list) else [parsed]
@@ -250,7 +260,7 @@ def read_json(file: Path) -> Any:
     Raises:
         UserError: it cannot be read, or is not JSON.
     """
-    return _parsed(file, _text(file))
+    return _parsed(file, read_text(file))
 
 
 def raw_lines(file: Path) -> list[str]:
@@ -259,16 +269,7 @@ def raw_lines(file: Path) -> list[str]:
     Raises:
         UserError: it cannot be read.
     """
-    return [line.strip() for line in _text(file).splitlines() if line.strip()]
-
-
-def _text(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise UserError(f"{file}: cannot be read ({error.strerror or error})") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file}: not UTF-8 text (byte {error.start})") from error
+    return [line.strip() for line in read_text(file).splitlines() if line.strip()]
 
 
 def _parsed(file: Path, text: str, line: int | None = None) -> Any:

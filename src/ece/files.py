@@ -1,17 +1,22 @@
-"""Where files go, and how they get there: a temporary name first, onto the disk, then one rename."""
+"""Where files go, and how they get there (a temporary name first, onto the disk, then one rename); what they hold."""
 
 from __future__ import annotations
 
 import logging
+import math
 import os
 import shutil
 import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import platformdirs
 from safetensors import SafetensorError, safe_open
+
+from ece.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -19,6 +24,29 @@ log = logging.getLogger(__name__)
 def cache_folder() -> Path:
     """`$ECE_CACHE`, or the user's cache folder for ece."""
     return Path(os.environ.get("ECE_CACHE") or platformdirs.user_cache_dir("ece"))
+
+
+def read_text(file: Path) -> str:
+    """A file in UTF-8, with or without a byte order mark.
+
+    Raises:
+        UserError: it cannot be read, or is not UTF-8.
+    """
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror or error})") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file}: not UTF-8 text (byte {error.start})") from error
+
+
+def finite(value: Any) -> Any:
+    """The same data with null for NaN and infinity, which JSON does not have."""
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @contextmanager
@@ -45,7 +73,7 @@ def new_folder(final: Path) -> Iterator[Path]:
 def new_file(final: Path) -> Iterator[Path]:
     """A path to write to, which becomes `final` (replacing it) when the block ends well."""
     final.parent.mkdir(parents=True, exist_ok=True)
-    temporary = final.with_name(f".{final.name}.{os.getpid()}")
+    temporary = final.with_name(f".{final.name}.{uuid.uuid4().hex}")  # no other process's, on any machine
     try:
         yield temporary
         open_to_others(temporary)

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from ece.cli.options import AsJson, DeviceMap, Dtype, EditsFolder, ModelName, RemoteCode
 from ece.cli.output import show
-from ece.errors import UserError
+from ece.errors import UserError, require
 
 
 def abilities(
@@ -20,9 +20,14 @@ def abilities(
     data: Annotated[
         Path | None, typer.Option(help="Folder of the paper's tasks: sst2.jsonl, mrpc.jsonl, mmlu.jsonl and so on.")
     ] = None,
-    tasks: Annotated[str | None, typer.Option(help="Some of them, comma-separated: sst2, mrpc, mmlu, cola, rte, nli.")] = None,
+    tasks: Annotated[
+        str | None, typer.Option(help="Some of them, comma-separated: sst2, mrpc, mmlu, cola, rte, nli.")
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only so many records of each task.")] = None,
-    shots: Annotated[int, typer.Option(min=0, max=10, help="Examples in each prompt.")] = 4,
+    shots: Annotated[
+        int | None,
+        typer.Option(min=0, max=10, help="Examples in each prompt; by default 4, in the harness what each task asks."),
+    ] = None,
     harness: Annotated[
         str | None, typer.Option(help="Tasks of lm-evaluation-harness, by name or YAML file: arc_easy,piqa.")
     ] = None,
@@ -34,8 +39,9 @@ def abilities(
     as_json: AsJson = False,
 ) -> None:
     """What else the model can do: six language tasks, tasks of lm-evaluation-harness, perplexity; before and after."""
+    from ece.edits.edit import refuse_memories
     from ece.edits.folder import load_edits
-    from ece.evaluation.abilities import chosen_tasks, evaluate, read_examples, summary
+    from ece.evaluation.abilities import SHOTS, chosen_tasks, evaluate, read_examples, summary
     from ece.evaluation.harness import harness as harnessed
     from ece.evaluation.harness import load_tasks
     from ece.evaluation.perplexity import perplexity, read_text
@@ -46,7 +52,10 @@ def abilities(
         raise UserError("--tasks needs --data FOLDER")
     if data is None and harness is None and text is None:
         raise UserError("nothing to measure; give --data FOLDER, --harness TASKS or --text FILE")
+    if data is not None:
+        require("sklearn", "--data", "eval")
     chosen = chosen_tasks(_names(tasks) if tasks else None) if data else []
+    shown = SHOTS if shots is None else shots
     examples = [(task, read_examples(task, data)) for task in chosen] if data else []
     held_out = read_text(text) if text else None
     harness_tasks = load_tasks(_names(harness)) if harness else []
@@ -55,16 +64,18 @@ def abilities(
         found: dict[str, dict[str, Any]] = {}
         if examples:
             found["tasks"] = {
-                task.name: summary(evaluate(model, task, records, shots, limit)) for task, records in examples
+                task.name: summary(evaluate(model, task, records, shown, limit)) for task, records in examples
             }
         if held_out is not None:
             found["text"] = {str(text): {"perplexity": perplexity(model, held_out, limit=text_tokens)}}
         if harness_tasks:
-            found["harness"] = harnessed(model, harness_tasks, limit=limit)
+            found["harness"] = harnessed(model, harness_tasks, limit=limit, shots=shots)
         return found
 
     loaded = load(model, dtype=dtype, device_map=device_map, trust_remote_code=trust_remote_code)
     made = load_edits(edits, loaded) if edits else []
+    if harness_tasks:
+        refuse_memories([edit.manifest for edit in made], "and the harness asks no memories; leave out --harness")
     columns = {"unedited": measured(loaded)}
     if made:
         for edit in made:
@@ -75,7 +86,7 @@ def abilities(
     if unedited:
         report["unedited"] = _plain(unedited[0])
     files = {task.name: data / f"{task.name}.jsonl" for task in chosen} if data else {}
-    choices = {"limit": limit, "shots": shots, "harness": harness, "text_tokens": text_tokens}
+    choices = {"limit": limit, "shots": shown if data else shots, "harness": harness, "text_tokens": text_tokens}
     report["provenance"] = provenance(
         loaded, files | {"text": text}, choices | {"edits": str(edits) if edits else None}
     )

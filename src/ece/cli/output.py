@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 from rich.console import Console, RenderableType
 from rich.markup import escape
 
 from ece.errors import UserError
+from ece.files import finite
 
 out, err = Console(), Console(stderr=True)
 
@@ -27,23 +27,22 @@ def show(as_json: bool, report: dict[str, Any], shown: RenderableType) -> None:
 
 @contextmanager
 def refusals() -> Iterator[None]:
-    """Bad input inside ends with one line on stderr and exit code 2."""
+    """Bad input inside, and a file that cannot be opened, end with one line on stderr and exit code 2."""
     try:
         yield
     except UserError as error:
-        err.print(f"[red]error:[/] {escape(printable(str(error)))}", soft_wrap=True, highlight=False)
-        sys.exit(2)
+        _refuse(str(error))
+    except OSError as error:
+        if error.filename is None:
+            raise
+        _refuse(f"{error.filename}: {error.strerror}")
+
+
+def _refuse(message: str) -> NoReturn:
+    err.print(f"[red]error:[/] {escape(printable(message))}", soft_wrap=True, highlight=False)
+    sys.exit(2)
 
 
 def printable(text: str) -> str:
     """The text with control characters written out, so that a prompt can neither break a line nor steer a terminal."""
     return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
-
-
-def finite(value: Any) -> Any:
-    """The same data with null for NaN and infinity, which JSON does not have."""
-    if isinstance(value, dict):
-        return {key: finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

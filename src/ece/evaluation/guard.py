@@ -13,14 +13,13 @@ from pydantic import AfterValidator, BaseModel, ConfigDict
 
 from ece.errors import UserError
 from ece.evaluation.perplexity import perplexity
-from ece.facts import CounterFactRecord, Fact, PlainRecord, read_records
+from ece.facts import CounterFactRecord, Fact, PlainRecord, filled, read_records
 from ece.models import Model
 from ece.models.likelihood import Question, likelihoods
 
 
 def _filled(text: str) -> str:
-    if not text.strip():
-        raise ValueError("must not be empty")
+    filled(text)
     return text
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from ece.errors import UserError
+from ece.errors import UserError, reason_of
 from ece.models import Model
 
 
@@ -51,8 +51,7 @@ def _loaded(manager: Any, name: str) -> list[Any]:
     except KeyError:
         raise UserError(f"lm-eval has no task {name!r}; `lm-eval ls tasks` lists them, or give a YAML file") from None
     except (OSError, ValueError, RuntimeError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"lm-eval cannot load task {name!r}: {reason}") from error
+        raise UserError(f"lm-eval cannot load task {name!r}: {reason_of(error)}") from error
     return [*loaded["groups"].values()] or [*loaded["tasks"].values()]
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
+from ece import files
 from ece.errors import UserError
 from ece.models import Model
 
@@ -48,12 +49,7 @@ def read_text(file: Path) -> str:
     Raises:
         UserError: it cannot be read, is not UTF-8, or is empty.
     """
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise UserError(f"{file}: cannot be read ({error.strerror or error})") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file}: not UTF-8 text (byte {error.start})") from error
+    text = files.read_text(file)
     if not text.strip():
         raise UserError(f"{file}: no text in it")
     return text

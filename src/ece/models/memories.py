@@ -1,8 +1,9 @@
 """The seam for methods that leave the weights alone: a memory is asked about each prompt before the model is.
 
-`likelihoods` and `continuations` are the only doors through which the project asks the model. Both answer every prompt
+`likelihoods` and `continuations` are the doors through which the project asks the model. Both answer every prompt
 as the bare model does, and once more those that a memory claims; what no memory claims is computed in the same passes
-as without memories, so its answers keep their bits.
+as without memories, so its answers keep their bits. A text without a prompt, of which the perplexity is taken, is read
+by the bare model; lm-evaluation-harness and the server have doors of their own, and refuse memories.
 """
 
 from __future__ import annotations
@@ -78,6 +79,17 @@ def routes(model: Model, prompts: Sequence[str]) -> dict[int, Route]:
         claimed = memory.routes(model, [prompts[i] for i in left])
         found |= {i: route for i, route in zip(left, claimed, strict=True) if route}
     return found
+
+
+@contextmanager
+def forgotten(model: Model) -> Iterator[None]:
+    """While this lasts, no memory is asked; those that come are gone at its end."""
+    memories = list(model.memories)
+    model.memories.clear()
+    try:
+        yield
+    finally:
+        model.memories[:] = memories
 
 
 @contextmanager

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ece.models.memories import forgotten
+
 if TYPE_CHECKING:
     from ece.models.model import Model
 
@@ -163,11 +165,12 @@ class Overlay:
 
     @contextmanager
     def suspended(self, model: Model) -> Iterator[None]:
-        """While this lasts, the model has its base weights."""
+        """While this lasts, the model has its base weights and no memories."""
         for layer, base in self.base.items():
             model.weight(layer).copy_(base)
         try:
-            yield
+            with forgotten(model):
+                yield
         finally:
             self._write(model, self.base)
 
@@ -190,13 +193,14 @@ class Overlay:
 
     @contextmanager
     def rewound(self, model: Model) -> Iterator[None]:
-        """While this lasts, nothing is laid over the model, and changes can be laid over it anew."""
+        """While this lasts, nothing is laid over the model or kept beside it, and changes can be laid over it anew."""
         base, stack, sums = self.base, self.stack, self._sums
         for layer, weight in base.items():
             model.weight(layer).copy_(weight)
         self.base, self.stack, self._sums = {}, [], {}
         try:
-            yield
+            with forgotten(model):
+                yield
         finally:
             for layer, weight in self.base.items():
                 model.weight(layer).copy_(weight)
