@@ -67,3 +67,10 @@ def test_identity_follows_the_text(tmp_path: Path) -> None:
     first = corpus(str(file)).identity
     file.write_text("two")
     assert corpus(str(file)).identity != first
+
+
+def test_a_dataset_without_text(tiny_llama: Model, tmp_path: Path) -> None:
+    pytest.importorskip("datasets", reason="the datasets package is an extra")
+    (tmp_path / "rows.json").write_text('{"sentence": "Paris"}\n')
+    with pytest.raises(UserError, match="no field 'text', but sentence"):
+        text_of(f"datasets:{tmp_path}", tiny_llama, windows=2)

@@ -60,7 +60,7 @@ def printed(explanation: Explanation, **options: int) -> str:
 def test_chosen_neurons_are_those_of_the_engine(
     tiny: Model, more_facts: list[Fact], before: list[str], score: str, keys: str
 ):
-    explanation = explain(tiny, more_facts, recipe(score, keys=keys), before=before)
+    explanation = explain(tiny, more_facts, recipe(score, keys=keys, contexts=2), before=before)
     found = keys_of(tiny, more_facts, before if keys == "contexts" else [""])
     assert [chosen.layer for chosen in explanation.layers] == list(LAYERS)
     for chosen in explanation.layers:
@@ -295,3 +295,24 @@ def test_without_matplotlib_the_way_to_it_is_said(monkeypatch: pytest.MonkeyPatc
     monkeypatch.delitem(sys.modules, "ece.explain.plots", raising=False)
     with pytest.raises(UserError, match=r"pip install 'ece-edit\[plots\]'"):
         importlib.import_module("ece.explain.plots")
+
+
+@pytest.mark.parametrize("share", [0.1, 0.25])
+def test_a_share_of_the_neurons_is_what_an_edit_takes(tiny_llama: Model, facts: list[Fact], share: float):
+    choice = dataclasses.replace(recipe(), neurons=Neurons(score="rs", p=0.8, share=share))
+    explanation = explain(tiny_llama, facts, choice, before=[""])
+    made = edit(tiny_llama, facts, choice, before=[""])
+    first = LAYERS[0]  # the second layer's keys change as the first is written
+    assert explanation.layers[0].neurons == tuple(made.deltas[first].neurons.tolist())
+    assert len(explanation.layers[0].neurons) == round(share * tiny_llama.d_ff)
+
+
+@pytest.mark.parametrize("keys", ["contexts", "mean"])
+def test_keys_are_the_mean_that_an_edit_takes(tiny_llama: Model, facts: list[Fact], before: list[str], keys: str):
+    choice = recipe(keys=keys, contexts=2)
+    explanation = explain(tiny_llama, facts, choice, before=before)
+    made = edit(tiny_llama, facts, choice, before=before)
+    assert explanation.layers[0].neurons == tuple(made.deltas[LAYERS[0]].neurons.tolist())
+    with torch.no_grad():
+        own = FORMULAS["rs"](made.keys[LAYERS[0]].float(), tiny_llama.weight(LAYERS[0])).sum(0)
+    torch.testing.assert_close(explanation.layers[0].scores, own, rtol=1e-3, atol=1e-5)

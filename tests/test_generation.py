@@ -12,6 +12,7 @@ import reference
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import GenerationConfig
 
 from ece.errors import UserError
 from ece.evaluation.answers import LEAST_TOKENS, ROOM, says, written
@@ -174,3 +175,13 @@ def test_room_for_an_answer_depends_on_its_question_only(tiny_llama: Model):
     assert tokens + ROOM > LEAST_TOKENS
     wanted = [reference.greedy(tiny_llama, q.prompt, n) for q, n in zip(questions, lengths, strict=True)]
     assert written(tiny_llama, questions) == wanted
+
+
+def test_nothing_that_a_checkpoint_asks_for_comes_between(tiny_llama: Model):
+    plain = continuations(tiny_llama, PROMPTS, 12)
+    own = GenerationConfig(
+        repetition_penalty=5.0, no_repeat_ngram_size=1, num_beams=3, eos_token_id=tiny_llama.tokenizer.eos_token_id
+    )
+    tiny_llama.network.generation_config = own  # type: ignore[assignment]
+    assert continuations(tiny_llama, PROMPTS, 12) == plain
+    assert tiny_llama.network.generation_config is own

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ece.errors import UserError
 from ece.facts import Fact
-from ece.locate.tracing import KINDS, Part, kind_of, trace, traced_layers
+from ece.locate.tracing import KINDS, Part, _spread_of_embeddings, kind_of, trace, traced_layers
 from ece.methods.engine import edit, with_layers
 from ece.methods.registry import as_recipe, method
 from ece.models import Model
@@ -203,3 +203,13 @@ def test_heat_map_is_drawn_and_is_data(tiny_llama: Model, facts: list[Fact], tmp
     assert data["positions"] == list(KINDS)
     assert len(data["effects"]) == len(KINDS)
     assert len(data["effects"][0]) == data["layers"] == 4
+
+
+def test_noise_is_measured_in_what_the_network_reads(facts: list[Fact]):
+    """Gemma multiplies what its table holds by the root of d_model."""
+    model = make.build("gemma")
+    texts = [locate(model, fact.prompt, fact.subject) for fact in facts]
+    ids = [token for text in texts for token in text.ids[text.subject_first : text.subject_last + 1]]
+    table = model.network.get_input_embeddings().weight  # type: ignore[union-attr]
+    expected = float(table[torch.tensor(ids)].std()) * model.d_model**0.5  # type: ignore[index]
+    assert _spread_of_embeddings(model, texts) == pytest.approx(expected, rel=1e-3)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -19,7 +19,8 @@ from ece.methods.engine import with_layers, written_contexts
 from ece.methods.recall import recalled
 from ece.methods.recipe import Neurons, Recipe, TwoStep
 from ece.methods.registry import as_recipe
-from ece.methods.subjects import keys
+from ece.methods.subjects import keys as bare_keys
+from ece.methods.subjects import prepared
 from ece.models import Model
 from ece.targets.clusters import grouped, jaccard_distances
 
@@ -54,11 +55,12 @@ def explain(
     choice = recipe.targets if isinstance(recipe.targets, TwoStep) else TwoStep()
     before = (before or written_contexts(model)) if recipe.keys != "prompt" else [""]
 
-    keys = _keys(model, facts, layers, before)
+    keys = _keys(facts, lambda some: _read(model, some, recipe, before))
     weights = {layer: model.weight(layer).float() for layer in layers}
-    chosen = {layer: select(neurons.score, neurons.p, keys[layer], weights[layer]) for layer in layers}
+    chosen = {layer: select(neurons.score, neurons.p, keys[layer], weights[layer], neurons.share) for layer in layers}
     with model.overlay.suspended(model) if recipe.targets_from == "original" else nullcontext():
-        sets = _sets(_keys(model, facts, range(layers[0], layers[-1] + 1), [""]), choice.p)
+        window = range(layers[0], layers[-1] + 1)
+        sets = _sets(_keys(facts, lambda some: bare_keys(model, some, window)), choice.p)
     found = grouped(choice.by, facts, sets, min(choice.clusters, len(facts)))
     grouping = _Grouping(found.of_fact.tolist(), found.anchors.tolist(), sets)
     batch = _Batch(facts, keys, weights)
@@ -166,10 +168,16 @@ def _mean_distance(distances: Tensor) -> float:
     return float((distances.sum() - distances.trace()) / max(facts * (facts - 1), 1))
 
 
-def _keys(model: Model, facts: Sequence[Fact], layers: Sequence[int], before: Sequence[str]) -> dict[int, Tensor]:
-    """K1 by layer `[facts, d_ff]`, signed."""
-    parts = [keys(model, some, layers, before) for some in batches(facts, FACTS_AT_ONCE)]
-    return {layer: torch.cat([part[layer] for part in parts]) for layer in layers}
+def _keys(facts: Sequence[Fact], reading: Callable[[Sequence[Fact]], dict[int, Tensor]]) -> dict[int, Tensor]:
+    """Keys by layer `[facts, d_ff]`, signed, read from a few facts at a time."""
+    parts = [reading(some) for some in batches(facts, FACTS_AT_ONCE)]
+    return {layer: torch.cat([part[layer] for part in parts]) for layer in parts[0]}
+
+
+def _read(model: Model, facts: Sequence[Fact], recipe: Recipe, before: Sequence[str]) -> dict[int, Tensor]:
+    """K1 by layer, as an edit of this recipe takes it."""
+    subjects = prepared(model, facts, replace(recipe, write_contexts=0, keep_prompts=0.0, keep_after=0.0), before)
+    return {layer: read.key for layer, read in subjects.along(recipe.edited)}
 
 
 def _sets(keys: Mapping[int, Tensor], p: float) -> Tensor:

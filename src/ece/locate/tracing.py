@@ -169,9 +169,9 @@ def kind_of(text: Tokens, place: int) -> str | None:
 
 def _spread_of_embeddings(model: Model, texts: Sequence[Tokens]) -> float:
     """Standard deviation of all entries of the embeddings of all subjects' tokens."""
-    table = cast(Tensor, cast(nn.Module, model.network.get_input_embeddings()).weight)
+    embed = cast(nn.Module, model.network.get_input_embeddings())  # Gemma's scales what its table holds
     ids = [token for text in texts for token in text.ids[text.subject_first : text.subject_last + 1]]
-    return float(table[torch.tensor(ids, device=table.device)].float().std())
+    return float(embed(torch.tensor(ids, device=cast(Tensor, embed.weight).device)).float().std())
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn.functional import normalize
 from tqdm import tqdm
 
-from ece.errors import UserError
+from ece.errors import UserError, reason_of
 from ece.models.model import Model
 from ece.models.replay import padded, passes, record
 
@@ -75,9 +76,10 @@ class Reader:
         if self._loaded is None:
             try:
                 tokenizer = AutoTokenizer.from_pretrained(self.encoder)
-                network = cast(Any, AutoModel.from_pretrained(self.encoder)).eval()
-            except (OSError, ValueError) as error:
-                reason = str(error).strip().splitlines()[0]
-                raise UserError(f"cannot load encoder {self.encoder!r}: {reason}; give a folder or a hub id") from error
+                network = cast(Any, AutoModel.from_pretrained(self.encoder, use_safetensors=True)).eval()
+            except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+                raise UserError(
+                    f"cannot load encoder {self.encoder!r}: {reason_of(error)}; give a folder or a hub id"
+                ) from error
             self._loaded = tokenizer, network
         return self._loaded

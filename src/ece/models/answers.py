@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -132,13 +131,6 @@ def _written(model: Model, read: _Read, tokens: int) -> list[list[int]]:
     while len(chosen) < tokens:
         read = _read(model, [[token] for token in chosen[-1]], read.past)
         chosen.append(read.logits.argmax(1).tolist())
-    ends = _ends(model)
+    ends = model.ends
     rows = [list(row) for row in zip(*chosen, strict=True)]
     return [row[: next((i for i, token in enumerate(row) if token in ends), len(row))] for row in rows]
-
-
-def _ends(model: Model) -> set[int]:
-    """The tokens that end a text, as the model's generation settings and its tokenizer have them."""
-    settings: Any = getattr(model.network.generation_config, "eos_token_id", None)
-    ends: list[Any] = settings if isinstance(settings, list) else [settings]
-    return {token for token in (*ends, model.tokenizer.eos_token_id) if isinstance(token, int)}

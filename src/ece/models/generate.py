@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence, Set
+from collections.abc import Iterator, Sequence, Set
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
-from transformers import LogitsProcessor, LogitsProcessorList
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from ece.models.memories import Patch, patched, routes
 from ece.models.model import Model
@@ -106,7 +107,8 @@ def _written(
     read = [_read(model, prompt) for prompt in prompts]
     order = sorted(range(len(read)), key=lambda i: len(read[i]))
     found: dict[int, tuple[list[int], list[int]]] = {}
-    with tqdm(total=len(read), desc="writing", unit="prompt", leave=False, disable=None) as bar:
+    bar = tqdm(total=len(read), desc="writing", unit="prompt", leave=False, disable=None)
+    with bar, _unbiased(model):
         for start in range(0, len(order), rows):
             part = order[start : start + rows]
             bar.update(len(part))
@@ -130,6 +132,18 @@ def _written(
                 )
             found |= {i: (read[i], row) for i, row in zip(part, out[:, longest:].tolist(), strict=True)}
     return found
+
+
+@contextmanager
+def _unbiased(model: Model) -> Iterator[None]:
+    """While this lasts, nothing that a checkpoint asks for, penalties or beams, comes between logits and tokens."""
+    network = cast(Any, model.network)
+    own = network.generation_config
+    network.generation_config = GenerationConfig(eos_token_id=sorted(model.ends) or None)
+    try:
+        yield
+    finally:
+        network.generation_config = own
 
 
 def _read(model: Model, prompt: str) -> list[int]:

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from ece.errors import UserError
+from ece.errors import UserError, reason_of
 from ece.files import cache_folder, new_folder
 from ece.models.model import Model, family_of
 
@@ -50,11 +51,14 @@ def load(
             family_of(AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code).model_type)
             tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
             network = AutoModelForCausalLM.from_pretrained(
-                source, dtype=dtype, device_map=device_map, trust_remote_code=trust_remote_code
+                source,
+                dtype=dtype,
+                device_map=device_map,
+                trust_remote_code=trust_remote_code,
+                use_safetensors=True,
             )
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"cannot load model {name!r}: {reason}") from error
+    except (OSError, ValueError, ImportError, AssertionError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"cannot load model {name!r}: {reason_of(error)}") from error
     config = network.config
     log.info("loaded %s: %s, %s", name, config.model_type, network.dtype)
     return Model(network, tokenizer, name)

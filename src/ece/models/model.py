@@ -141,8 +141,22 @@ class Model:
         return self.weight(0).shape[1]
 
     @cached_property
+    def ends(self) -> frozenset[int]:
+        """The tokens that end a text, as the model's generation settings and its tokenizer have them."""
+        settings: Any = getattr(self.network.generation_config, "eos_token_id", None)
+        ends: list[Any] = settings if isinstance(settings, list) else [settings]
+        return frozenset(token for token in (*ends, self.tokenizer.eos_token_id) if isinstance(token, int))
+
+    @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over the unedited model's parameters: names, shapes, dtypes and bits."""
+        """SHA-256 over the unedited model's parameters: names, shapes, dtypes and bits.
+
+        Raises:
+            UserError: a parameter is offloaded.
+        """
+        away = next((name for name, parameter in self.network.named_parameters() if parameter.is_meta), None)
+        if away is not None:
+            raise UserError(f"{away} is offloaded; load the model so that all of it stays in memory")
         digest = hashlib.sha256()
         base = {self.weight_name(layer): weight for layer, weight in self.overlay.base.items()}
         for name, parameter in sorted(self.network.named_parameters()):

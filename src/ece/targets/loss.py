@@ -85,6 +85,7 @@ class _Rows:
 
     def select(self, facts: Tensor, *per_prediction: Tensor) -> tuple[_Rows, list[Tensor]]:
         """Keep some facts, renumbered in the order given."""
+        facts = facts.to(self.fact.device)
         renumbered = torch.full((int(self.fact.max()) + 1,), -1, device=facts.device)
         renumbered[facts] = torch.arange(len(facts), device=facts.device)
         fact = renumbered[self.fact]
@@ -108,6 +109,7 @@ class _Rows:
 
     def alone(self, predictions: Tensor) -> _Rows:
         """The rows of some predictions (bool), of which each has a row of its own."""
+        predictions = predictions.to(self.row.device)
         rows = self.row[predictions]
         numbers = torch.arange(len(rows), device=rows.device)
         return _Rows(self.tails.select(rows), self.fact[rows], self.context[rows], numbers, self.position[predictions])
@@ -216,9 +218,9 @@ class TargetLoss:
     def select(self, facts: Tensor) -> TargetLoss:
         """The loss of some of the facts, in the order given."""
         rows, (token, share) = self._rows.select(facts, self._token, self._share)
-        attention = self.attention[facts] if self.attention is not None else None
+        attention = self.attention[facts.to(self.attention.device)] if self.attention is not None else None
         hidden, size, reference, tokens = (
-            of_facts[facts] for of_facts in (self.hidden, self.size, self._reference, self.tokens)
+            of_facts[facts.to(of_facts.device)] for of_facts in (self.hidden, self.size, self._reference, self.tokens)
         )
         return TargetLoss(hidden, size, self.weights, rows, token, share, reference, tokens, attention)
 

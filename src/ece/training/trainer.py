@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import resource
 import time
 from collections.abc import Mapping, Sequence
@@ -23,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ece.errors import UserError
+from ece.errors import UserError, reason_of
 from ece.files import cache_folder, new_file
 from ece.models import Model
 
@@ -120,7 +121,7 @@ def train(kind: str, task: Task, schedule: Schedule, folder: Path, resume: bool 
         resume: go on from the checkpoint that is there.
 
     Raises:
-        UserError: the folder holds results or a checkpoint that is not to be gone on with, or the loss is not finite.
+        UserError: the folder holds results or a checkpoint that is not to be gone on with, or a loss is not finite.
     """
     check_folder(folder, resume)
     parameters = dict(task.module.named_parameters())
@@ -201,7 +202,7 @@ def _read(folder: Path, kind: str, command: str) -> tuple[dict[str, Tensor], Tra
         about = Trained.model_validate_json((folder / ABOUT).read_bytes())
         weights = load_file(folder / WEIGHTS)
     except (OSError, SafetensorError, ValidationError) as error:
-        raise UserError(f"{folder}: damaged ({str(error).splitlines()[0]}); train anew: {command}") from error
+        raise UserError(f"{folder}: damaged ({reason_of(error)}); train anew: {command}") from error
     if about.kind != kind:
         raise UserError(f"{folder} holds what was trained for {about.kind}, not for {kind}")
     return weights, about
@@ -262,6 +263,8 @@ def _validated(task: Task, progress: _Progress) -> bool:
     """Note how the held-out examples fare; whether it is the best so far."""
     with torch.no_grad():
         figures = task.validate()
+    if not math.isfinite(figures["loss"]):
+        raise UserError(f"the held-out loss is NaN or infinite at step {progress.step}; lower the rate (--rate)")
     better = all(figures["loss"] < earlier["loss"] for earlier in progress.history)
     progress.history.append({"step": progress.step} | figures)
     log.info("step %d: %s", progress.step, ", ".join(f"{k} {v:.3f}" for k, v in figures.items()))
@@ -296,7 +299,7 @@ def _resumed(
         tensors = load_file(file)
         progress = _Progress(**json.loads(about["progress"]))
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{file}: damaged ({str(error).splitlines()[0]}); delete it and begin anew") from error
+        raise UserError(f"{file}: damaged ({reason_of(error)}); delete it and begin anew") from error
     if about["identity"] != json.dumps(identity, sort_keys=True):
         raise UserError(f"{file} was made with another model, data or settings; give the same, or another folder")
     best = {}

@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
 from transformers import DynamicCache
 
-from ece.errors import UserError
+from ece.errors import UserError, reason_of
 from ece.facts import not_demonstrated
 from ece.models.model import Model
 
@@ -87,8 +88,14 @@ def _dataset(name: str) -> Iterator[str]:
     try:
         rows = load_dataset(path, config or None, split=split or "train", streaming=True)
     except (OSError, ValueError) as error:
-        raise UserError(f"corpus {name!r}: {str(error).splitlines()[0]}") from error
-    return (row["text"] for row in rows)
+        raise UserError(f"corpus {name!r}: {reason_of(error)}") from error
+    return (_text_of(row, name) for row in rows)
+
+
+def _text_of(row: dict[str, Any], name: str) -> str:
+    if "text" not in row:
+        raise UserError(f"corpus {name!r}: its rows have no field 'text', but {', '.join(row)}")
+    return row["text"]
 
 
 def _packed(model: Model, texts: Iterator[str], length: int) -> Iterator[list[int]]:
