@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,8 @@ from safetensors.torch import load_file
 from shell import Ece
 
 from ece.edits.journal import Journal
+from ece.errors import UserError
+from ece.facts import Fact
 from ece.models import load
 
 FAST = ["--set", "layers=1-2", "--set", "tokens=512", "--set", "targets.descent.evaluations=3", "--batch-size", "2"]
@@ -346,3 +349,78 @@ def test_causal_tracing(ece: Ece, checkpoint: Path, facts_file: Path, tmp_path: 
     assert Path(found.json["plots"][0]).stat().st_size > 5000
     assert "with the subject corrupted" in " ".join(ece(*traced).out.split())
     assert ece(*traced, "--part", "heads").code == 2
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (["edit", "--subject", "a", "--prompt", "{} is", "--target", "b", "--on-guard", "skip"], "--guard FILE"),
+        (["edit", "--subject", "a", "--prompt", "{} is", "--target", "b", "--guard-perplexity", "2"], "--guard FILE"),
+        (["evaluate", "--seed", "0"], "--seed does nothing without --generate"),
+        (["evaluate", "--top-k", "5"], "--top-k does nothing without --generate"),
+        (["explain", "--edits", "x", "--set", "layers=1"], "--set does nothing without --facts"),
+        (["explain", "--edits", "x", "--limit", "3"], "--limit does nothing without --facts"),
+        (["trace", "--facts", "x.json", "--window", "3"], "--window does nothing without --part ffn"),
+        (["export", "--edits", "x", "--base", "m"], "--base does nothing without --lora"),
+        (["diff", "x@²", "x"], "write FOLDER@N"),
+    ],
+)
+def test_options_that_would_do_nothing(
+    ece: Ece, records_file: Path, tmp_path: Path, command: list[str], said: str
+) -> None:
+    more = {
+        "edit": ["--out", tmp_path / "out"],
+        "export": ["--out", tmp_path / "out"],
+        "evaluate": ["--data", records_file],
+    }
+    result = ece(*command, *more.get(command[0], []))
+    assert (result.code, result.out) == (2, "")
+    assert said in result.err
+    assert len(result.err.strip().splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_one_saved_edit_is_asked(ece: Ece, checkpoint: Path, facts_file: Path, tmp_path: Path) -> None:
+    made = ece("edit", "--model", checkpoint, "--facts", facts_file, "--out", tmp_path / "edits", *FAST, "--json")
+    whole = ece("ask", "--model", checkpoint, "--edits", tmp_path / "edits", "Paris is", "--json")
+    one = ece("ask", "--model", checkpoint, "--edits", tmp_path / "edits" / "batch-0001", "Paris is", "--json")
+    assert (made.code, whole.code, one.code) == (0, 0, 0)
+    assert one.json["answers"][0]["unedited"] == whole.json["answers"][0]["unedited"]
+
+
+def test_sizes_and_places_that_cannot_be(ece: Ece, checkpoint: Path, facts_file: Path, tmp_path: Path) -> None:
+    edits = tmp_path / "edits"
+    assert ece("edit", "--model", checkpoint, "--facts", facts_file, "--out", edits, *FAST).code == 0
+    wrong = ece("export", "--model", checkpoint, "--edits", edits, "--out", tmp_path / "new", "--shard", "big")
+    assert (wrong.code, "give a size, such as 4GB" in wrong.err) == (2, True)
+    (tmp_path / "file").write_text("")
+    nowhere = ece("export", "--model", checkpoint, "--edits", edits, "--out", tmp_path / "file" / "new")
+    assert nowhere.code == 2
+    assert nowhere.err.strip().splitlines()[-1].endswith("File exists")
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("prompt", ["{} is \udcff", "\ud800{} is"])
+def test_prompts_that_are_no_text(prompt: str) -> None:
+    with pytest.raises(UserError, match="surrogate"):
+        Fact(prompt, "Paris", "Rome")
+
+
+def test_no_gpu_and_a_damaged_checkpoint(ece: Ece, checkpoint: Path, tmp_path: Path) -> None:
+    if not torch.cuda.is_available():
+        refused = ece("ask", "--model", checkpoint, "--device-map", "cuda", "Paris is")
+        assert (refused.code, "cannot load model" in refused.err) == (2, True)
+    shutil.copytree(checkpoint, tmp_path / "cut")
+    file = tmp_path / "cut" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:1000])
+    cut = ece("ask", "--model", tmp_path / "cut", "Paris is")
+    assert (cut.code, "cannot load model" in cut.err) == (2, True)
+
+
+def test_weights_are_never_read_from_pickles(ece: Ece, checkpoint: Path, tmp_path: Path) -> None:
+    shutil.copytree(checkpoint, tmp_path / "pickled")
+    file = tmp_path / "pickled" / "model.safetensors"
+    torch.save(load_file(file), tmp_path / "pickled" / "pytorch_model.bin")
+    file.unlink()
+    refused = ece("ask", "--model", tmp_path / "pickled", "Paris is")
+    assert (refused.code, "safetensors" in refused.err) == (2, True)

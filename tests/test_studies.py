@@ -39,6 +39,7 @@ from ece.studies.plan import Timings, spoken, steps
 from ece.studies.published import published
 from ece.studies.registry import STUDIES, studies
 from ece.studies.results import found
+from ece.studies.searches import decided_by
 from ece.studies.setup import UNEDITED, Setup
 from ece.studies.shared import headline
 from ece.studies.statistics import of_values, paired
@@ -641,7 +642,7 @@ def test_the_command_as_typed(ece: Ece, checkpoint: Path, tmp_path: Path) -> Non
     assert planned.code == 0, planned.err
     assert planned.json["seconds"] > 0
     assert sum(step["cells"] for step in planned.json["plan"]) == 6
-    assert not list((tmp_path / "s" / "cells").iterdir())
+    assert not (tmp_path / "s").exists()
     made = ece(*command, "--json")
     assert made.code == 0, made.err
     assert made.json["failed"] == {}
@@ -717,3 +718,29 @@ def test_a_whole_without_parts_has_its_bar():
     Bars("b", "title", rows, "seconds").draw(figure)
     bars = [patch for patch in figure.axes[0].patches if isinstance(patch, Rectangle)]
     assert [round(bar.get_width(), 3) for bar in bars if bar.get_y() > 0.5] == [0.0, 2.0]
+
+
+def test_a_plan_writes_nothing(tiny_llama: Model, tmp_path: Path) -> None:
+    one = setup(tiny_llama)
+    studying = begun("methods", one, tmp_path / "study")
+    studying.plan(studying.timings())
+    assert not (tmp_path / "study").exists()
+
+
+def test_a_damaged_cell_is_named(tiny_llama: Model, tmp_path: Path) -> None:
+    one = setup(tiny_llama, edits=2)
+    run(begun("methods", one, tmp_path))
+    (first, *_) = sorted((tmp_path / "cells").glob("*.json"))
+    first.write_text(first.read_text()[:100])
+    with pytest.raises(UserError, match=f"{first.name}: damaged; delete it"):
+        begun("methods", one, tmp_path).timings()
+
+
+def test_searches_are_told_apart_by_their_passes(tiny_llama: Model) -> None:
+    recipe = replace(as_recipe("ece"), layers=(1, 2))
+    facts = make.random_facts(3)
+    keys = {
+        decided_by(tiny_llama, facts, replace(recipe, pass_tokens=tokens), WarmStart(), [""])
+        for tokens in (None, 50, 90)
+    }
+    assert len(keys) == 3

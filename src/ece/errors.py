@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from importlib.util import find_spec
 
 
 class UserError(Exception):
@@ -11,6 +12,21 @@ class UserError(Exception):
 
     The command line prints it and exits with code 2; nothing has been written by then.
     """
+
+
+def reason_of(error: BaseException) -> str:
+    """The first line of an error's message, or its kind where it has none."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def require(module: str, what: str, extra: str) -> None:
+    """Say that something will need a package before the work begins, not after it.
+
+    Raises:
+        UserError: the package of this module, in the extra `ece-edit[extra]`, is not installed.
+    """
+    if find_spec(module) is None:
+        raise UserError(f"{what} needs {module}; run: pip install 'ece-edit[{extra}]'")
 
 
 def meant(name: str, known: Iterable[str], otherwise: str) -> str:

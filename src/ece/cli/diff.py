@@ -51,7 +51,7 @@ def _journal(name: str) -> Journal:
     folder, at, number = name.rpartition("@")
     if not at or Path(name).exists():
         folder, number = name, ""
-    if number and not number.isdigit():
+    if number and not (number.isascii() and number.isdigit()):
         raise UserError(f"{name}: write FOLDER@N, with a number of entries")
     journal = Journal.read(folder, int(number) if number else None)
     if not journal.entries or (number and len(journal.entries) < int(number)):

@@ -29,7 +29,6 @@ from ece.cli.options import (
     refuse_idle,
 )
 from ece.cli.output import err, printable, show
-from ece.errors import UserError
 
 log = logging.getLogger(__name__)
 

@@ -52,10 +52,10 @@ def evaluate(
     from ece.models import load
     from ece.provenance import provenance
 
-    if not generate:
-        refuse_idle(context, "--generate", "snippets", "corpus", "top_k", "seed")
     options = {"target": target, "snippets": snippets, "corpus": corpus, "top_k": top_k, "seed": seed}
     benchmark = read_benchmark(data, kind, **options).part(0, limit)
+    if not generate:
+        refuse_idle(context, "--generate", "snippets", "corpus", "top_k", "seed")
     loaded = load(model, dtype=dtype, device_map=device_map, trust_remote_code=trust_remote_code)
     made = load_edits(edits, loaded) if edits else []
 

@@ -24,7 +24,7 @@ from ece.cli.options import (
     refuse_idle,
 )
 from ece.cli.output import show
-from ece.errors import UserError
+from ece.errors import UserError, require
 
 
 def explain(
@@ -51,6 +51,8 @@ def explain(
 
     if (facts is None) == (edits is None):
         raise UserError("give either --facts FILE or --edits FOLDER")
+    if plots:
+        require("matplotlib", "--plots", "plots")
     if edits:
         refuse_idle(context, "--facts", "method", "options", "preset", "limit")
     wanted = given_facts(facts, None, None, None)[:limit] if facts else []

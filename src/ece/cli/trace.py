@@ -10,7 +10,7 @@ from rich.table import Table
 
 from ece.cli.options import FACTS, AsJson, DeviceMap, Dtype, ModelName, RemoteCode, given_facts, refuse_idle
 from ece.cli.output import show
-from ece.errors import UserError
+from ece.errors import UserError, require
 
 
 def trace(
@@ -19,7 +19,9 @@ def trace(
     model: ModelName = "smollm2",
     part: Annotated[str, typer.Option(help="What is put back: layer (its output) or ffn (of a window).")] = "layer",
     samples: Annotated[int, typer.Option(min=1, help="Corrupted runs of each prompt.")] = 10,
-    noise: Annotated[float, typer.Option(min=0, help="Size of the noise, in standard deviations of the subjects' embeddings.")] = 3.0,
+    noise: Annotated[
+        float, typer.Option(min=0, help="Size of the noise, in standard deviations of the subjects' embeddings.")
+    ] = 3.0,
     window: Annotated[int, typer.Option(min=1, help="Layers whose FFN outputs are put back together.")] = 10,
     plots: Annotated[Path | None, typer.Option(help="Folder for the heat map (PNG).")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only so many facts.")] = None,
@@ -36,6 +38,8 @@ def trace(
         raise UserError(f"--part {part}: layer or ffn")
     if part != "ffn":
         refuse_idle(context, "--part ffn", "window")
+    if plots:
+        require("matplotlib", "--plots", "plots")
     wanted = given_facts(facts, None, None, None)[:limit]
     loaded = load(model, dtype=dtype, device_map=device_map, trust_remote_code=trust_remote_code)
     found = traced(loaded, wanted, part, samples=samples, noise=noise, window=window)

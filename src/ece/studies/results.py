@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from ece.files import new_file
+from ece.files import finite, new_file
 from ece.studies.measures import MEASURES
 from ece.studies.setup import Setup
 from ece.studies.store import Result, Store
@@ -46,14 +46,6 @@ def join(setup: Setup, store: Store) -> None:
             "seconds": result.seconds,
             "provenance": result.provenance,
         }
-        lines.append(json.dumps(_finite(line), ensure_ascii=False) + "\n")
+        lines.append(json.dumps(finite(line), ensure_ascii=False) + "\n")
     with new_file(store.folder / "results.jsonl") as temporary:
         temporary.write_text("".join(lines), encoding="utf-8")
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and value != value else value

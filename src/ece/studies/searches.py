@@ -18,7 +18,7 @@ from torch import Tensor
 from ece.facts import Fact
 from ece.files import new_file, sound
 from ece.methods.recipe import Recipe, TwoStep
-from ece.methods.searching import Sought, search
+from ece.methods.searching import Sought, pass_tokens, search
 from ece.models import Model
 from ece.studies.cells import Run
 from ece.targets.clusters import Clusters
@@ -54,7 +54,7 @@ def searching_alike(run: Run) -> str:
     """What runs have in common that find each other's targets: a run on the edited model has its own."""
     if run.options.get("targets_from") != "original":
         return run.key
-    how = {name: run.options[name] for name in (*DECIDING, "layers", "contexts")}
+    how = {name: run.options[name] for name in (*DECIDING, "layers", "contexts", "pass_tokens")}
     return json.dumps([run.data, run.batch_size, how], sort_keys=True)
 
 
@@ -67,6 +67,7 @@ def decided_by(model: Model, facts: Sequence[Fact], recipe: Recipe, warm: WarmSt
         "dtype": str(model.network.dtype),
         "facts": [dataclasses.astuple(fact) for fact in facts],
         "options": {name: options[name] for name in DECIDING},
+        "pass_tokens": pass_tokens(model, recipe),
         "layers": [recipe.edited[0], recipe.edited[-1]] if two_step else [recipe.edited[-1]],
         "before": list(before[: 1 + recipe.contexts]),
     }

@@ -113,17 +113,16 @@ class Store:
         Raises:
             UserError: its file is damaged.
         """
-        try:
-            return Result.model_validate_json(self._place(cell).read_bytes())
-        except FileNotFoundError:
-            return None
-        except ValidationError as error:
-            raise UserError(f"{self._place(cell)}: damaged; delete it, and the cell is measured again") from error
+        place = self._place(cell)
+        return _read(place) if place.exists() else None
 
     def results(self) -> list[Result]:
-        """All finished cells."""
-        files = sorted((self.folder / "cells").glob("*.json"))
-        return [Result.model_validate_json(file.read_bytes()) for file in files]
+        """All finished cells.
+
+        Raises:
+            UserError: the file of one is damaged.
+        """
+        return [_read(file) for file in sorted((self.folder / "cells").glob("*.json"))]
 
     def save(self, result: Result) -> None:
         """Keep a finished cell."""
@@ -149,6 +148,13 @@ class Store:
 
     def _place(self, cell: Cell) -> Path:
         return self.folder / "cells" / f"{cell.key}.json"
+
+
+def _read(place: Path) -> Result:
+    try:
+        return Result.model_validate_json(place.read_bytes())
+    except ValidationError as error:
+        raise UserError(f"{place}: damaged; delete it, and the cell is measured again") from error
 
 
 def _short(value: Any) -> str:

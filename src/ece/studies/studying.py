@@ -39,7 +39,7 @@ class Studying:
 
     @classmethod
     def begin(cls, studies: Sequence[Study], setup: Setup, folder: Path) -> Studying:
-        """Find out what to measure, and open the folder. Nothing is written where something is wrong.
+        """Find out what to measure. Nothing is written yet.
 
         A study that has nothing to measure is left out if there are others.
 
@@ -59,7 +59,9 @@ class Studying:
                 left_out[study.name] = str(error)
         made = tracks(largest_first(cells), setup.options)
         unedited_first = sorted(made, key=lambda track: track.run.method is not None)
-        return cls(possible, setup, Store.open(folder, setup.settings), unedited_first, left_out)
+        store = Store(Path(folder))
+        store.check(setup.settings)
+        return cls(possible, setup, store, unedited_first, left_out)
 
     def timings(self) -> Timings:
         """Of the folder's finished cells, and where there are none, of a quick probe."""
@@ -75,11 +77,12 @@ class Studying:
         return steps(self.tracks, self.store, timings)
 
     def run(self, timings: Timings) -> dict[str, str]:
-        """Measure what is left, and write the report.
+        """Open the folder, measure what is left, and write the report.
 
         Returns:
             What could not be measured, and why.
         """
+        Store.open(self.store.folder, self.setup.settings)
         with Progress(self.tracks, self.store, timings) as progress:
             runner = Runner(self.setup.model, self.setup.inputs, self.store, provenance(self.setup), progress)
             runner(self.tracks)
