@@ -424,3 +424,23 @@ def test_weights_are_never_read_from_pickles(ece: Ece, checkpoint: Path, tmp_pat
     file.unlink()
     refused = ece("ask", "--model", tmp_path / "pickled", "Paris is")
     assert (refused.code, "safetensors" in refused.err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("command", "extra"),
+    [
+        (["explain", "--facts", "none.json", "--plots", "plots"], "plots"),
+        (["trace", "--facts", "none.json", "--plots", "plots"], "plots"),
+        (["study", "methods", "--data", "none.json", "--out", "study"], "studies"),
+        (["abilities", "--data", "none"], "eval"),
+        (["serve", "--edits", "none"], "serve"),
+    ],
+)
+def test_missing_extras_are_said_before_the_work(
+    ece: Ece, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, command: list[str], extra: str
+) -> None:
+    monkeypatch.setattr("ece.errors.find_spec", lambda module: None)
+    result = ece(*command, "--model", checkpoint)
+    assert result.code == 2
+    assert f"run: pip install 'ece-edit[{extra}]'" in result.err
+    assert len(result.err.strip().splitlines()) == 1

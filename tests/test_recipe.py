@@ -6,8 +6,10 @@ import dataclasses
 from typing import Any
 
 import pytest
+import torch
 
 from ece.errors import UserError
+from ece.methods.memory import available
 from ece.methods.recall import plain
 from ece.methods.recipe import PerFact, Recipe, TwoStep, restored
 from ece.methods.recipes import RECIPES
@@ -212,3 +214,10 @@ def test_options_that_are_not_known_are_refused_when_a_recipe_comes_back():
         restored(method("ece"), options | {"colour": 1})
     with pytest.raises(UserError, match="no kind 'guess'"):
         restored(method("ece"), options | {"targets": {"kind": "guess"}})
+
+
+def test_what_torch_holds_ready_counts_as_free(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10, 80))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 60)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 25)
+    assert available(torch.device("cuda")) == 10 + 60 - 25

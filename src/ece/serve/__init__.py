@@ -24,11 +24,20 @@ def run(
     Raises:
         UserError: FastAPI or uvicorn is not installed, or the journal is damaged or of another model.
     """
-    for module in ("fastapi", "uvicorn"):
-        require(module, "ece serve", "serve")
+    check_installed()
     from ece.serve.server import listen
 
     listen(model, edits, host, port, api_key, rows)
 
 
-__all__ = ["run"]
+def check_installed() -> None:
+    """Say what is missing before a model is loaded.
+
+    Raises:
+        UserError: FastAPI or uvicorn is not installed.
+    """
+    for module in ("fastapi", "uvicorn"):
+        require(module, "ece serve", "serve")
+
+
+__all__ = ["check_installed", "run"]
