@@ -108,3 +108,31 @@ def test_options_of_the_commands_that_a_page_shows(page: str):
         assert shown.exit_code == 0, words
         known = set(re.findall(r"--[a-z][a-z-]*", shown.output))
         assert {word.split("=")[0] for word in words if word.startswith("--")} <= known, words
+
+
+PAGES = [DOCS.parent / "README.md", *sorted(DOCS.rglob("*.md"))]
+
+
+def anchors(page: Path) -> set[str]:
+    """What can be linked to in a page."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS.parent)))
+def test_links_lead_somewhere(page: Path):
+    text = page.read_text(encoding="utf-8")
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if link.startswith(("http:", "https:")):
+            continue
+        file, _, anchor = link.partition("#")
+        target = (page.parent / file).resolve() if file else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS.parent)))
+def test_results_and_scripts_that_a_page_names_exist(page: Path):
+    text = page.read_text(encoding="utf-8")
+    for name in re.findall(r"(?<![\w/])(?:benchmarks|docs|src/ece)/[\w./-]+\.\w+", text):
+        assert (DOCS.parent / name).exists() or name.endswith("/mine.py"), name

@@ -32,15 +32,18 @@ def tables(found: Sequence[Found]) -> list[Table]:
     for panel, part in parts.items():
         plain = metrics(parts.get(panel.removesuffix(TEXTS), [])) if panel.endswith(TEXTS) else []
         if names := [name for name in metrics(part) if name not in plain]:
-            made.append(of_metrics(f"Methods on {panel}", part, names=names))
+            made.append(of_metrics(_title(panel, part), part, names=names))
     return made
 
 
 def figures(found: Sequence[Found]) -> list[Picture]:
     """One for each benchmark."""
-    return [
-        dots(panel, f"Methods on {panel}", part) for panel, part in panels(found).items() if not panel.endswith(TEXTS)
-    ]
+    parts = panels(found).items()
+    return [dots(panel, _title(panel, part), part) for panel, part in parts if not panel.endswith(TEXTS)]
+
+
+def _title(panel: str, found: Sequence[Found]) -> str:
+    return f"Methods on {panel} after {max(each.row.cell.edits for each in found):,} edits"
 
 
 STUDY = Study(
