@@ -360,6 +360,11 @@ def test_causal_tracing(ece: Ece, checkpoint: Path, facts_file: Path, tmp_path: 
         (["evaluate", "--top-k", "5"], "--top-k does nothing without --generate"),
         (["explain", "--edits", "x", "--set", "layers=1"], "--set does nothing without --facts"),
         (["explain", "--edits", "x", "--limit", "3"], "--limit does nothing without --facts"),
+        (
+            ["abilities", "--text", "x.txt", "--shots", "2"],
+            "--shots does nothing without --data FOLDER or --harness TASKS",
+        ),
+        (["abilities", "--data", "x", "--text-tokens", "20"], "--text-tokens does nothing without --text FILE"),
         (["trace", "--facts", "x.json", "--window", "3"], "--window does nothing without --part ffn"),
         (["export", "--edits", "x", "--base", "m"], "--base does nothing without --lora"),
         (["diff", "x@²", "x"], "write FOLDER@N"),

@@ -9,12 +9,13 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from ece.cli.options import AsJson, DeviceMap, Dtype, EditsFolder, ModelName, RemoteCode
+from ece.cli.options import AsJson, DeviceMap, Dtype, EditsFolder, ModelName, RemoteCode, refuse_idle
 from ece.cli.output import show
 from ece.errors import UserError, require
 
 
 def abilities(
+    context: typer.Context,
     model: ModelName = "smollm2",
     edits: EditsFolder = None,
     data: Annotated[
@@ -52,6 +53,10 @@ def abilities(
         raise UserError("--tasks needs --data FOLDER")
     if data is None and harness is None and text is None:
         raise UserError("nothing to measure; give --data FOLDER, --harness TASKS or --text FILE")
+    if data is None and harness is None:
+        refuse_idle(context, "--data FOLDER or --harness TASKS", "shots", "limit")
+    if text is None:
+        refuse_idle(context, "--text FILE", "text_tokens")
     if data is not None:
         require("sklearn", "--data", "eval")
     chosen = chosen_tasks(_names(tasks) if tasks else None) if data else []
