@@ -140,7 +140,7 @@ class Model:
         """Neurons per layer."""
         return self.weight(0).shape[1]
 
-    @cached_property
+    @property
     def ends(self) -> frozenset[int]:
         """The tokens that end a text, as the model's generation settings and its tokenizer have them."""
         settings: Any = getattr(self.network.generation_config, "eos_token_id", None)
