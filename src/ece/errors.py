@@ -19,14 +19,15 @@ def reason_of(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
-def require(module: str, what: str, extra: str) -> None:
-    """Say that something will need a package before the work begins, not after it.
+def require(what: str, extra: str, *modules: str) -> None:
+    """Say that something will need packages before the work begins, not after it.
 
     Raises:
-        UserError: the package of this module, in the extra `ece-edit[extra]`, is not installed.
+        UserError: the package of one of these modules, in the extra `ece-edit[extra]`, is not installed.
     """
-    if find_spec(module) is None:
-        raise UserError(f"{what} needs {module}; run: pip install 'ece-edit[{extra}]'")
+    for module in modules:
+        if find_spec(module) is None:
+            raise UserError(f"{what} needs {module}; run: pip install 'ece-edit[{extra}]'")
 
 
 def meant(name: str, known: Iterable[str], otherwise: str) -> str:

@@ -58,7 +58,7 @@ def abilities(
     if text is None:
         refuse_idle(context, "--text FILE", "text_tokens")
     if data is not None:
-        require("sklearn", "--data", "eval")
+        require("--data", "eval", "sklearn")
     chosen = chosen_tasks(_names(tasks) if tasks else None) if data else []
     shown = SHOTS if shots is None else shots
     examples = [(task, read_examples(task, data)) for task in chosen] if data else []

@@ -74,9 +74,7 @@ def edit(
 
     wanted = given_facts(facts, subject, prompt, target)
     chosen_method(method, options)  # what is wrong is said before the model is loaded
-    if guard is None:
-        refuse_idle(context, "--guard FILE", "guard_specificity", "guard_perplexity", "on_guard")
-    guarding = _guard(guard, guard_specificity, guard_perplexity, on_guard)
+    guarding = _guard(context, guard, guard_specificity, guard_perplexity, on_guard)
     made, clashing, stopped = [], [], ""
     with writing(output) as journal:
         loaded = load(model, dtype=dtype, device_map=device_map, trust_remote_code=trust_remote_code)
@@ -124,8 +122,11 @@ def edit(
         raise typer.Exit(3)
 
 
-def _guard(file: Path | None, specificity: float | None, perplexity: float | None, on_guard: str) -> Any:
+def _guard(
+    context: typer.Context, file: Path | None, specificity: float | None, perplexity: float | None, on_guard: str
+) -> Any:
     if file is None:
+        refuse_idle(context, "--guard FILE", "guard_specificity", "guard_perplexity", "on_guard")
         return None
     from ece.evaluation.guard import Guard
 

@@ -52,7 +52,7 @@ def explain(
     if (facts is None) == (edits is None):
         raise UserError("give either --facts FILE or --edits FOLDER")
     if plots:
-        require("matplotlib", "--plots", "plots")
+        require("--plots", "plots", "matplotlib")
     if edits:
         refuse_idle(context, "--facts", "method", "options", "preset", "limit")
     wanted = given_facts(facts, None, None, None)[:limit] if facts else []

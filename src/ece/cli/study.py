@@ -63,12 +63,11 @@ def study(
     from ece.studies.setup import Setup, given_options
     from ece.studies.studying import Studying
 
-    for module in ("matplotlib", "jinja2", "filelock"):
-        require(module, "ece study", "studies")
+    require("ece study", "studies", "matplotlib", "jinja2", "filelock")
     chosen, given = studies(name), given_options(options)
     inputs = Inputs.read([data, *(zsre or [])], tasks, text)
     if inputs.tasks and asked and any(one.name == "abilities" for one in chosen):
-        require("sklearn", "ece study abilities", "eval")
+        require("ece study abilities", "eval", "sklearn")
     loaded = load(model, dtype=dtype, device_map=device_map, trust_remote_code=trust_remote_code)
     names = [method.strip() for method in (methods or "").split(",") if method.strip()]
     setup = Setup(loaded, inputs, names, edits, batch_size, limit, given, texts, asked)

@@ -39,7 +39,7 @@ def trace(
     if part != "ffn":
         refuse_idle(context, "--part ffn", "window")
     if plots:
-        require("matplotlib", "--plots", "plots")
+        require("--plots", "plots", "matplotlib")
     wanted = given_facts(facts, None, None, None)[:limit]
     loaded = load(model, dtype=dtype, device_map=device_map, trust_remote_code=trust_remote_code)
     found = traced(loaded, wanted, part, samples=samples, noise=noise, window=window)

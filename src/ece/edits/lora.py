@@ -71,7 +71,7 @@ def export_lora(model: Model, edits: Sequence[Edit], folder: Path | str, base: s
         UserError: PEFT is not installed, the folder exists, the rank is above 512, an edit is more than a change of
             weights, or the adapter does not give the edited model.
     """
-    require("peft", "--lora", "lora")
+    require("--lora", "lora", "peft")
     folder = Path(folder)
     if folder.exists():
         raise UserError(f"{folder} exists already; give another folder")

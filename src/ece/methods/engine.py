@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
@@ -267,14 +268,11 @@ def edit_in_sequence(
         recipe = with_layers(model, batch, recipe, history.moments) if isinstance(recipe, Recipe) else recipe
         made = edit(model, batch, recipe, history, before=before, search=search)
         made.apply(model)
-        accepted = False
-        try:
-            accepted = accept(made)
-        finally:
-            if not accepted:
-                made.revert(model)
-        if not accepted:
-            continue
+        with ExitStack() as refused:
+            refused.callback(made.revert, model)
+            if not accept(made):
+                continue
+            refused.pop_all()
         history.add(model, made)
         made = made.without_keys()  # nor are they held here while the next batch is searched for
         yield made

@@ -86,11 +86,8 @@ def plan(journal: Journal, facts: Sequence[Fact], run: Run) -> Plan:
     left_out = set(journal.left_out(run.id))
     there = {fact for fact in facts if active.get(key(fact)) == fact or fact in left_out}
     new = [fact for fact in facts if fact not in there]
-    return Plan(
-        new,
-        [fact for fact in facts if fact in there],
-        [(active[key(fact)], fact) for fact in new if key(fact) in active],
-    )
+    replaced = [(active[key(fact)], fact) for fact in new if key(fact) in active]
+    return Plan(new, [fact for fact in facts if fact in there], replaced)
 
 
 def edit_journal(
@@ -131,29 +128,24 @@ def edit_journal(
         journal = undo(journal, {key(old) for old, _ in todo.replaced}, model,
                        superseded={key(old): new.target for old, new in todo.replaced})  # fmt: skip
     applied.follow(journal)
-    metrics: dict[str, float] = {}
     now = journal
 
     def accept(made: Edit) -> bool:
-        nonlocal metrics, now
+        """Save the batch, or refuse it; what is not in the journal then is taken off the model."""
+        nonlocal now
         metrics = guard.measure(model) if guard else {}
         broken = guard.broken(metrics) if guard else ""
-        if not broken:
-            return True
-        if guard and guard.stop:
+        if broken and guard and guard.stop:
             raise Stopped(f"{broken}; the batch that did it is not saved: {made.facts[0]} ({len(made.facts)} facts)")
-        metrics = {name: value for name, value in metrics.items() if math.isfinite(value)}
-        log.warning("a batch is left out: %s", broken)
-        now = now.batch(made, run=run, metrics=metrics, left_out=broken)
-        return False
+        if broken:
+            log.warning("a batch is left out: %s", broken)
+        finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
+        now = now.batch(made, run=run, metrics=finite, left_out=broken)
+        if not broken:
+            applied.made(made.without_keys(), now)
+        return not broken
 
     for made in edit_in_sequence(model, todo.new, recipe, batch_size, list(applied.edits), accept):
-        try:
-            now = now.batch(made, run=run, metrics=metrics)
-        except BaseException:
-            made.revert(model)  # what is not in the journal is not on the model either
-            raise
-        applied.made(made, now)
         yield now, made
 
 

@@ -36,8 +36,7 @@ def check_installed() -> None:
     Raises:
         UserError: FastAPI or uvicorn is not installed.
     """
-    for module in ("fastapi", "uvicorn"):
-        require(module, "ece serve", "serve")
+    require("ece serve", "serve", "fastapi", "uvicorn")
 
 
 __all__ = ["check_installed", "run"]

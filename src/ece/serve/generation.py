@@ -235,7 +235,7 @@ class Worker:
         ids = torch.tensor([[0] * (longest - len(row)) + row for row in rows], device=device)
         mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=device)
         positions = (mask.cumsum(1) - 1).clamp_min(0)
-        cache = DynamicCache()
+        cache, ends = DynamicCache(), self.model.ends
         while writings:
             logits = cast(Any, self.model.network)(
                 input_ids=ids,
@@ -248,7 +248,7 @@ class Worker:
             stays = [
                 i
                 for i, (writing, token) in enumerate(zip(writings, tokens, strict=True))
-                if writing.take(token, self.model.ends) and not writing.request.cancelled.is_set()
+                if writing.take(token, ends) and not writing.request.cancelled.is_set()
             ]
             if not stays:
                 return
