@@ -269,7 +269,12 @@ def refuse_memories(manifests: Iterable[Manifest], why: str) -> None:
     """
     for manifest in manifests:
         if manifest.memory is not None:
-            raise UserError(f"{manifest.method} keeps its facts beside the model and leaves the weights alone, {why}")
+            raise kept_beside(manifest.method, why)
+
+
+def kept_beside(method: str, why: str) -> UserError:
+    """What to say of a method that changes no weights, and of what cannot be done with it."""
+    return UserError(f"{method} keeps its facts beside the model and leaves the weights alone, {why}")
 
 
 def checked(folder: Path, name: str, files: Mapping[str, str]) -> bytes:

@@ -21,6 +21,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
+from ece.edits.edit import kept_beside
 from ece.edits.journal import writing
 from ece.errors import UserError
 from ece.facts import PlainRecord
@@ -347,7 +348,7 @@ def _edited(worker: Worker, asked: Edits) -> dict[str, Any]:
     facts = [record.fact() for record in asked.facts]
     recipe = with_preset(method(asked.method), worker.model).with_options(asked.options)
     if isinstance(recipe, Beside):
-        raise UserError(f"{recipe.name} keeps its facts beside the model and leaves the weights alone, {NOT_SERVED}")
+        raise kept_beside(recipe.name, NOT_SERVED)
     with writing(worker.folder) as journal:
         worker.applied.follow(journal)
         todo = plan(journal, facts, run_of(facts, recipe, asked.batch_size))
