@@ -364,6 +364,17 @@ def greedy(model: Model, prompt: str, tokens: int) -> str:
     return str(model.tokenizer.decode(ids[start:], skip_special_tokens=True))
 
 
+@torch.no_grad()
+def drawn(model: Model, opening: str, tokens: int, generator: torch.Generator) -> str:
+    """What the model writes after an opening, each token drawn by torch from the 20 most probable ones."""
+    ids = token_ids(model, opening)
+    for _ in range(tokens):
+        logits = model.network(torch.tensor([ids]), logits_to_keep=1).logits[0, -1].topk(20)
+        choice = int(torch.multinomial(logits.values.softmax(0), 1, generator=generator))
+        ids.append(int(logits.indices[choice]))
+    return str(model.tokenizer.decode(ids, skip_special_tokens=True))
+
+
 # --- metrics of generated texts
 
 

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from ece.models.model import Model
+from ece.models.replay import padded
 from ece.models.tokens import encode
 
 OPENINGS = ("The", "Therefore", "Because", "I", "You")
 """MEMIT's (Meng et al. 2023)."""
+
+LIKELY = 20
+"""Each token is drawn from so many, the most probable ones."""
 
 
 @torch.no_grad()
@@ -20,14 +25,23 @@ def contexts(model: Model, length: int = 10, seed: int = 0) -> list[str]:
         length: tokens generated.
         seed: of the sampling; the model's own random state is left alone.
     """
+    rows = [encode(model, opening)[0] for opening in OPENINGS]
+    for noise in _noise(len(rows), length, seed):
+        ids, _ = padded(rows, model.device)  # to the right, where nothing sees it
+        logits = model.network(ids).logits[range(len(rows)), [len(row) - 1 for row in rows]]
+        likely = logits.float().cpu().topk(min(LIKELY, logits.shape[1]))
+        drawn = (likely.values.softmax(1) / noise[:, : likely.values.shape[1]]).argmax(1, keepdim=True)
+        for row, token in zip(rows, likely.indices.gather(1, drawn)[:, 0].tolist(), strict=True):
+            row.append(token)
+    texts = [str(model.tokenizer.decode(row, skip_special_tokens=True)) for row in rows]
+    return ["", *(f"{' '.join(text.split())}. " for text in texts)]
+
+
+def _noise(openings: int, length: int, seed: int) -> Tensor:
+    """Exponential noise `[length, openings, LIKELY]`: the largest quotient of probability and noise is a draw.
+
+    One opening's noise is taken after the other's: what an opening goes on with depends on none that follow it.
+    """
     generator = torch.Generator().manual_seed(seed)
-    written = [""]
-    for opening in OPENINGS:
-        ids = torch.tensor([encode(model, opening)[0]], device=model.device)
-        for _ in range(length):
-            likely = model.network(ids).logits[0, -1].float().cpu().topk(20)
-            choice = torch.multinomial(likely.values.softmax(0), 1, generator=generator)
-            ids = torch.cat([ids, likely.indices[choice].to(ids)[None]], dim=1)
-        text = " ".join(str(model.tokenizer.decode(ids[0], skip_special_tokens=True)).split())
-        written.append(f"{text}. ")
-    return written
+    drawn = [torch.empty(LIKELY).exponential_(generator=generator) for _ in range(openings * length)]
+    return torch.stack(drawn).unflatten(0, (openings, length)).transpose(0, 1)
