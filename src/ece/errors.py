@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 
 
@@ -27,7 +28,24 @@ def require(what: str, extra: str, *modules: str) -> None:
     """
     for module in modules:
         if find_spec(module) is None:
-            raise UserError(f"{what} needs {module}; run: pip install 'ece-edit[{extra}]'")
+            raise _lacking(what, module, extra)
+
+
+@contextmanager
+def requiring(what: str, extra: str) -> Iterator[None]:
+    """While this lasts, what cannot be imported is said to be in an extra.
+
+    Raises:
+        UserError: an import failed.
+    """
+    try:
+        yield
+    except ImportError as error:
+        raise _lacking(what, error.name or reason_of(error), extra) from error
+
+
+def _lacking(what: str, module: str, extra: str) -> UserError:
+    return UserError(f"{what} needs {module}; run: pip install 'ece-edit[{extra}]'")
 
 
 def meant(name: str, known: Iterable[str], otherwise: str) -> str:

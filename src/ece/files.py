@@ -16,7 +16,7 @@ from typing import Any
 import platformdirs
 from safetensors import SafetensorError, safe_open
 
-from ece.errors import UserError
+from ece.errors import UserError, reason_of
 
 log = logging.getLogger(__name__)
 
@@ -49,39 +49,62 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+class Unwritten(UserError):
+    """A file or folder could not be written; what was there before is as it was."""
+
+
 @contextmanager
 def new_folder(final: Path) -> Iterator[Path]:
-    """A folder to fill, which becomes `final` when the block ends well and vanishes when it does not."""
-    final.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{final.name}-", dir=final.parent))
-    try:
-        yield temporary
-        for path in [*temporary.rglob("*"), temporary]:
-            open_to_others(path)
-            onto_disk(path)
-        if final.exists():  # another process was faster
-            shutil.rmtree(temporary)
-        else:
-            temporary.rename(final)
-            onto_disk(final.parent)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+    """A folder to fill, which becomes `final` when the block ends well and vanishes when it does not.
+
+    Raises:
+        Unwritten: the disk is full, or does not take it for another reason.
+    """
+    with _writing(final):
+        final.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{final.name}-", dir=final.parent))
+        try:
+            yield temporary
+            for path in [*temporary.rglob("*"), temporary]:
+                open_to_others(path)
+                onto_disk(path)
+            if final.exists():  # another process was faster
+                shutil.rmtree(temporary)
+            else:
+                temporary.rename(final)
+                onto_disk(final.parent)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
 
 
 @contextmanager
 def new_file(final: Path) -> Iterator[Path]:
-    """A path to write to, which becomes `final` (replacing it) when the block ends well."""
-    final.parent.mkdir(parents=True, exist_ok=True)
-    temporary = final.with_name(f".{final.name}.{uuid.uuid4().hex}")  # no other process's, on any machine
+    """A path to write to, which becomes `final` (replacing it) when the block ends well.
+
+    Raises:
+        Unwritten: the disk is full, or does not take it for another reason.
+    """
+    with _writing(final):
+        final.parent.mkdir(parents=True, exist_ok=True)
+        temporary = final.with_name(f".{final.name}.{uuid.uuid4().hex}")  # no other process's, on any machine
+        try:
+            yield temporary
+            open_to_others(temporary)
+            onto_disk(temporary)
+            temporary.replace(final)
+            onto_disk(final.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _writing(final: Path) -> Iterator[None]:
     try:
-        yield temporary
-        open_to_others(temporary)
-        onto_disk(temporary)
-        temporary.replace(final)
-        onto_disk(final.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = error.strerror if isinstance(error, OSError) else None
+        raise Unwritten(f"{final}: cannot be written ({reason or reason_of(error)})") from error
 
 
 def open_to_others(path: Path) -> None:

@@ -16,14 +16,13 @@ from typing import Literal
 
 import torch
 from pydantic import BaseModel, Field
-from safetensors import SafetensorError
 
 from ece.edits.edit import TENSORS, Edit, Manifest, checked
 from ece.edits.lock import held
 from ece.edits.seal import FORMAT, MANIFEST, Digest, FileName, read_manifest, sealed
-from ece.errors import UserError, reason_of
+from ece.errors import UserError
 from ece.facts import Fact
-from ece.files import new_folder
+from ece.files import Unwritten, new_folder
 from ece.provenance import now, versions
 
 Key = tuple[str, str]
@@ -247,12 +246,9 @@ class Journal:
         try:
             with new_folder(self.folder / name) as temporary:
                 yield temporary
-        except (OSError, SafetensorError) as error:
-            reason = getattr(error, "strerror", None) or reason_of(error)
-            raise UserError(
-                f"{self.folder / name}: cannot be written ({reason}); all earlier entries are safe: make room, and the"
-                " same command goes on from there"
-            ) from error
+        except Unwritten as error:
+            safe = "all earlier entries are safe: make room, and the same command goes on from there"
+            raise UserError(f"{error}; {safe}") from error
 
     def _grown(self, name: str) -> Journal:
         return replace(self, entries=(*self.entries, read_entry(self.folder / name)))

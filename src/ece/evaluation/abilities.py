@@ -19,7 +19,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ece.errors import UserError
+from ece.errors import UserError, requiring
 from ece.evaluation.means import Mean, percent
 from ece.facts import read_records
 from ece.models import Model
@@ -219,7 +219,7 @@ def prompted(model: Model, shown: Sequence[Example], asked: Sequence[Example]) -
     Raises:
         UserError: a question alone is too long for the model.
     """
-    room = getattr(model.network.config, "max_position_embeddings", None) or float("inf")
+    room = model.context or float("inf")
     lengths = np.cumsum([0, *_lengths(model, [example.shown for example in shown])])
     prompts = []
     for number, (example, length) in enumerate(
@@ -260,10 +260,8 @@ Score = Callable[[Sequence[str], Sequence[str], NDArray[np.int64]], float]
 
 
 def _score(metric: Metric) -> Score:
-    try:
+    with requiring("a task's F1 or MCC", "eval"):
         from sklearn.metrics import f1_score, matthews_corrcoef
-    except ImportError as error:
-        raise UserError("F1 and MCC need scikit-learn; run: pip install 'ece-edit[eval]'") from error
     weighted: dict[str, Any] = {"average": "weighted", "zero_division": 0}
 
     def score(right: Sequence[str], said: Sequence[str], counts: NDArray[np.int64]) -> float:

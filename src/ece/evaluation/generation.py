@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ece.errors import UserError
+from ece.errors import UserError, requiring
 from ece.models import Model
 from ece.models.generate import Sampling, texts
 
@@ -80,10 +80,8 @@ class Consistency:
         Raises:
             UserError: scikit-learn is not installed, or the corpus has no words.
         """
-        try:
+        with requiring("consistency", "eval"):
             from sklearn.feature_extraction.text import TfidfVectorizer
-        except ImportError as error:
-            raise UserError("consistency needs scikit-learn; run: pip install 'ece-edit[eval]'") from error
         self.vectorizer = TfidfVectorizer()
         try:
             self.vectorizer.fit(corpus)

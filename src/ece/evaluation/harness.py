@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from ece.errors import UserError, reason_of
+from ece.errors import UserError, reason_of, requiring
 from ece.models import Model
 
 
@@ -35,12 +35,8 @@ def load_tasks(names: Sequence[str]) -> list[Any]:
     Raises:
         UserError: lm-eval is not installed, or it has no such task or cannot load its data.
     """
-    try:
+    with requiring("a task of lm-evaluation-harness", "eval"):
         from lm_eval.tasks import TaskManager
-    except ImportError as error:
-        raise UserError(
-            f"lm-evaluation-harness is not installed ({error}); run: pip install 'ece-edit[eval]'"
-        ) from error
     manager = TaskManager()
     return [task for name in names for task in _loaded(manager, name)]
 

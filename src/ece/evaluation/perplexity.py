@@ -72,7 +72,7 @@ def perplexity(
     Raises:
         UserError: no text has two tokens or more, or the stride does not fit into the window.
     """
-    window = min(window, getattr(model.network.config, "max_position_embeddings", None) or window)
+    window = min(window, model.context or window)
     if not 0 < stride < window:
         raise UserError(f"a stride of {stride} tokens does not fit into windows of {window}; take 1 to {window - 1}")
     read = [torch.tensor(model.tokenizer(text, verbose=False)["input_ids"][:limit], device=model.device)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ece.errors import UserError
+from ece.errors import requiring
 from ece.explain.explanation import Chosen, Cluster, Explanation
 from ece.explain.tables import visible
 from ece.files import new_file
@@ -15,7 +15,7 @@ from ece.locate.scores import smallest_set
 from ece.locate.tracing import KINDS as TRACED
 from ece.locate.tracing import Traced
 
-try:
+with requiring("a plot", "plots"):
     from matplotlib import colormaps
     from matplotlib.axes import Axes
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -24,8 +24,6 @@ try:
     from matplotlib.figure import Figure
     from matplotlib.image import AxesImage
     from matplotlib.patches import Rectangle
-except ImportError as error:
-    raise UserError("plots need matplotlib; run: pip install 'ece-edit[plots]'") from error
 
 WIDTH, DPI = 8.0, 150
 """Inches, and dots per inch: 1,200 pixels."""

@@ -147,6 +147,11 @@ class Model:
         ends: list[Any] = settings if isinstance(settings, list) else [settings]
         return frozenset(token for token in (*ends, self.tokenizer.eos_token_id) if isinstance(token, int))
 
+    @property
+    def context(self) -> int | None:
+        """How many tokens the model sees at once, where its configuration says so."""
+        return getattr(self.network.config, "max_position_embeddings", None) or None
+
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over the unedited model's parameters: names, shapes, dtypes and bits.

@@ -419,11 +419,8 @@ def _chat_ids(model: Model, messages: list[Message]) -> list[int]:
 
 
 def _context(model: Model) -> int:
-    """Tokens that the model can see at once."""
-    config = model.network.config
-    return next(
-        (value for name in ("max_position_embeddings", "n_positions") if (value := getattr(config, name, None))), 2048
-    )
+    """Tokens of prompt and answer together, at most."""
+    return model.context or 2048
 
 
 def _vocabulary(model: Model) -> int:

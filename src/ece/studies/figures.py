@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ece.errors import UserError
+from ece.errors import requiring
 from ece.evaluation.means import Mean
 from ece.files import new_file
 
@@ -182,11 +182,9 @@ def save(picture: Picture, file: Path) -> Path:
     Raises:
         UserError: matplotlib is not installed.
     """
-    try:
+    with requiring("a figure", "studies"):
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
-    except ImportError as error:
-        raise UserError("figures need matplotlib; run: pip install 'ece-edit[studies]'") from error
     figure = Figure(layout="constrained")
     FigureCanvasAgg(figure)
     picture.draw(figure)

@@ -9,7 +9,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from ece.errors import UserError
+from ece.errors import requiring
 from ece.files import new_file
 from ece.studies.figures import save
 from ece.studies.published import Published, published
@@ -118,10 +118,8 @@ def _own(each: Found, table: Published, setup: Setup) -> list[Value]:
 
 
 def _html(chapters: Sequence[Chapter], setup: Setup, store: Store, failed: dict[str, str]) -> str:
-    try:
+    with requiring("a report", "studies"):
         from jinja2 import Environment
-    except ImportError as error:
-        raise UserError("reports need jinja2; run: pip install 'ece-edit[studies]'") from error
     template = (resources.files("ece") / "studies" / "report.html.jinja").read_text(encoding="utf-8")
     page = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(template)
     page.globals.update(picture=_data_uri)

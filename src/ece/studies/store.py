@@ -18,14 +18,12 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from ece.errors import UserError
+from ece.errors import UserError, requiring
 from ece.files import new_file
 from ece.studies.cells import Cell, Run, Track
 
-try:
+with requiring("a study", "studies"):
     from filelock import FileLock
-except ImportError as error:
-    raise UserError("studies need filelock; run: pip install 'ece-edit[studies]'") from error
 
 
 class Result(BaseModel):

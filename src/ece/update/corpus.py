@@ -13,7 +13,7 @@ import torch
 from tqdm import tqdm
 from transformers import DynamicCache
 
-from ece.errors import UserError, reason_of
+from ece.errors import UserError, reason_of, requiring
 from ece.facts import not_demonstrated
 from ece.models.model import Model
 
@@ -79,10 +79,8 @@ def _python_documentation() -> str:
 
 
 def _dataset(name: str) -> Iterator[str]:
-    try:
+    with requiring("a dataset as corpus", "data"):
         from datasets import load_dataset
-    except ImportError as error:
-        raise UserError("a dataset as corpus needs the datasets package: pip install 'ece-edit[data]'") from error
     _, path, *rest = name.split(":")
     config, split = (*rest, None, None)[:2]
     try:
