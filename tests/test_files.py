@@ -52,9 +52,12 @@ def test_what_a_file_held_stays_where_the_new_one_cannot_be_written(tmp_path: Pa
     assert list(tmp_path.iterdir()) == [file]
 
 
-def test_a_folder_that_takes_no_files_is_said(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("not a folder")
-    with pytest.raises(Unwritten, match="file/inside: cannot be written"), new_file(tmp_path / "file" / "inside"):
+def test_a_disk_that_takes_no_new_name_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise FULL[1]
+
+    monkeypatch.setattr("tempfile.mkdtemp", full)
+    with pytest.raises(Unwritten, match="new: cannot be written .*No space left"), new_folder(tmp_path / "new"):
         pass
 
 

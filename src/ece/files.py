@@ -49,7 +49,7 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-class Unwritten(UserError):
+class Unwritten(UserError, OSError):
     """A file or folder could not be written; what was there before is as it was."""
 
 
@@ -60,8 +60,8 @@ def new_folder(final: Path) -> Iterator[Path]:
     Raises:
         Unwritten: the disk is full, or does not take it for another reason.
     """
+    final.parent.mkdir(parents=True, exist_ok=True)
     with _writing(final):
-        final.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{final.name}-", dir=final.parent))
         try:
             yield temporary
@@ -85,8 +85,8 @@ def new_file(final: Path) -> Iterator[Path]:
     Raises:
         Unwritten: the disk is full, or does not take it for another reason.
     """
+    final.parent.mkdir(parents=True, exist_ok=True)
     with _writing(final):
-        final.parent.mkdir(parents=True, exist_ok=True)
         temporary = final.with_name(f".{final.name}.{uuid.uuid4().hex}")  # no other process's, on any machine
         try:
             yield temporary
