@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import cast
 
 import pytest
 import tiny as make
@@ -81,17 +80,14 @@ def test_a_checkpoint_that_does_not_fit_is_one_line(
     monkeypatch.setattr(PreTrainedModel, "save_pretrained", full)
     refused = ece("export", "--model", checkpoint, "--edits", tmp_path / "edits", "--out", tmp_path / "out")
     assert refused.code == 2
-    assert (
-        refused.err.strip()
-        .splitlines()[-1]
-        .endswith("out: cannot be written (I/O error: No space left on device (os error 28))")
-    )
+    said = refused.err.strip().splitlines()[-1]
+    assert said.endswith("out: cannot be written (I/O error: No space left on device (os error 28))")
     assert "Traceback" not in refused.err
     assert not (tmp_path / "out").exists()
 
 
 def test_what_is_not_installed_names_its_extra(tiny_llama: library.Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "datasets", cast("object", None))
+    monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(UserError, match=r"^a dataset as corpus needs datasets; run: pip install 'ece-edit\[data\]'$"):
         next(iter(corpus("datasets:somewhere").windows(tiny_llama, 8)))
     wanted = r"^a thing needs no_such; run: pip install 'ece-edit\[things\]'$"

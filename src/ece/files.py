@@ -103,8 +103,8 @@ def _writing(final: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        reason = error.strerror if isinstance(error, OSError) else None
-        raise Unwritten(f"{final}: cannot be written ({reason or reason_of(error)})") from error
+        reason = getattr(error, "strerror", None) or reason_of(error)
+        raise Unwritten(f"{final}: cannot be written ({reason})") from error
 
 
 def open_to_others(path: Path) -> None:

@@ -27,8 +27,21 @@ class Sampling:
     neither on the other prompts nor on their order (but for rounding)."""
 
 
+def drawn(scores: Tensor, exponential: Tensor) -> Tensor:
+    """A token for each row `[rows, 1]`: of its k largest scores that which, with Gumbel noise, is the largest.
+
+    That is a draw from their softmax.
+
+    Args:
+        scores: `[rows, vocabulary]`, logits.
+        exponential: `[rows, k]`, exponential noise.
+    """
+    logits, tokens = scores.float().topk(exponential.shape[1])
+    return tokens.gather(1, (logits - exponential.log().to(logits.device)).argmax(1, keepdim=True))
+
+
 class _Draw(LogitsProcessor):
-    """Leaves one token: the largest of the k largest logits plus Gumbel noise, which is a draw from their softmax."""
+    """Leaves one token of the k most probable ones, which is drawn."""
 
     def __init__(self, sampling: Sampling, prompts: Sequence[str]):
         self.top_k = sampling.top_k
@@ -36,10 +49,9 @@ class _Draw(LogitsProcessor):
         self.generators = [torch.Generator().manual_seed(int.from_bytes(d[:7], "big")) for d in digests]
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        logits, tokens = scores.float().topk(min(self.top_k, scores.shape[1]))
-        exponential = torch.stack([torch.empty(logits.shape[1]).exponential_(generator=g) for g in self.generators])
-        drawn = (logits - exponential.log().to(logits.device)).argmax(1, keepdim=True)
-        return torch.full_like(scores, -torch.inf).scatter(1, tokens.gather(1, drawn), 0.0)
+        k = min(self.top_k, scores.shape[1])
+        exponential = torch.stack([torch.empty(k).exponential_(generator=g) for g in self.generators])
+        return torch.full_like(scores, -torch.inf).scatter(1, drawn(scores, exponential), 0.0)
 
 
 def continuations(
@@ -119,7 +131,7 @@ def _written(
             empty = [longest - len(read[i]) for i in part]
             ids = torch.tensor([[0] * n + read[i] for n, i in zip(empty, part, strict=True)], device=model.device)
             mask = (torch.arange(longest) >= torch.tensor(empty)[:, None]).long().to(model.device)
-            drawn = [_Draw(sampling, [prompts[i] for i in part])] if sampling else []
+            draw = [_Draw(sampling, [prompts[i] for i in part])] if sampling else []
             with patched(model, [patches[i] for i in part], [[longest - 1]] * len(part)):
                 out = cast(Any, model.network).generate(
                     input_ids=ids,
@@ -127,7 +139,7 @@ def _written(
                     max_new_tokens=new,
                     min_new_tokens=None if may_end else new,
                     do_sample=False,
-                    logits_processor=LogitsProcessorList(drawn),
+                    logits_processor=LogitsProcessorList(draw),
                     pad_token_id=padding,
                 )
             found |= {i: (read[i], row) for i, row in zip(part, out[:, longest:].tolist(), strict=True)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ece.models.generate import drawn
 from ece.models.model import Model
 from ece.models.replay import padded
 from ece.models.tokens import encode
@@ -29,19 +30,17 @@ def contexts(model: Model, length: int = 10, seed: int = 0) -> list[str]:
     for noise in _noise(len(rows), length, seed):
         ids, _ = padded(rows, model.device)  # to the right, where nothing sees it
         logits = model.network(ids).logits[range(len(rows)), [len(row) - 1 for row in rows]]
-        likely = logits.float().cpu().topk(min(LIKELY, logits.shape[1]))
-        drawn = (likely.values.softmax(1) / noise[:, : likely.values.shape[1]]).argmax(1, keepdim=True)
-        for row, token in zip(rows, likely.indices.gather(1, drawn)[:, 0].tolist(), strict=True):
-            row.append(token)
+        for row, token in zip(rows, drawn(logits, noise).tolist(), strict=True):
+            row += token
     texts = [str(model.tokenizer.decode(row, skip_special_tokens=True)) for row in rows]
     return ["", *(f"{' '.join(text.split())}. " for text in texts)]
 
 
 def _noise(openings: int, length: int, seed: int) -> Tensor:
-    """Exponential noise `[length, openings, LIKELY]`: the largest quotient of probability and noise is a draw.
+    """Exponential noise `[length, openings, LIKELY]`.
 
-    One opening's noise is taken after the other's: what an opening goes on with depends on none that follow it.
+    One opening's is taken after the other's: what an opening goes on with depends on none that follow it.
     """
     generator = torch.Generator().manual_seed(seed)
-    drawn = [torch.empty(LIKELY).exponential_(generator=generator) for _ in range(openings * length)]
-    return torch.stack(drawn).unflatten(0, (openings, length)).transpose(0, 1)
+    noise = [torch.empty(LIKELY).exponential_(generator=generator) for _ in range(openings * length)]
+    return torch.stack(noise).unflatten(0, (openings, length)).transpose(0, 1)
