@@ -334,14 +334,27 @@ def rectified(weight: Any, change: Any, share: float) -> Array:
 
 
 @torch.no_grad()
-def likelihood(model: Model, prompt: str, candidate: str) -> tuple[float, bool]:
-    """Mean log-probability of a candidate's tokens, and whether each is the most probable one."""
+def likelihoods(model: Model, prompt: str, candidates: Sequence[str]) -> list[tuple[float, bool]]:
+    """Of each candidate the mean log-probability of its tokens, and whether each is the most probable one.
+
+    A row for each, with padding at its end, which no earlier token sees.
+    """
     start = len(token_ids(model, prompt))
-    ids = token_ids(model, f"{prompt} {candidate}")
-    tokens = ids[start:]
-    likely = model.network(torch.tensor([ids[:-1]]), logits_to_keep=len(tokens)).logits[0].float().log_softmax(-1)
-    mean = sum(float(row[token]) for row, token in zip(likely, tokens, strict=True)) / len(tokens)
-    return mean, all(int(row.argmax()) == token for row, token in zip(likely, tokens, strict=True))
+    rows = [token_ids(model, f"{prompt} {candidate}") for candidate in candidates]
+    longest = max(map(len, rows))
+    ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows])
+    likely = model.network(ids, logits_to_keep=longest - start + 1).logits.float().log_softmax(-1)
+    found = []
+    for row, after in zip(rows, likely, strict=True):
+        tokens = row[start:]
+        mean = sum(float(after[place, token]) for place, token in enumerate(tokens)) / len(tokens)
+        found.append((mean, all(int(after[place].argmax()) == token for place, token in enumerate(tokens))))
+    return found
+
+
+def likelihood(model: Model, prompt: str, candidate: str) -> tuple[float, bool]:
+    """`likelihoods` of one candidate."""
+    return likelihoods(model, prompt, [candidate])[0]
 
 
 @torch.no_grad()

@@ -478,7 +478,7 @@ def slow_counterfact(model: Model, record: CounterFactRecord) -> dict[str, float
         ("generalization", record.paraphrase_prompts, rewrite.target_new.text, rewrite.target_true.text),
         ("specificity", record.neighborhood_prompts, rewrite.target_true.text, rewrite.target_new.text),
     ):
-        pairs = [[reference.likelihood(model, p, answer) for answer in (wanted, other)] for p in prompts]
+        pairs = [reference.likelihoods(model, prompt, (wanted, other)) for prompt in prompts]
         found[metric] = sum(a[0] > b[0] for a, b in pairs) / len(pairs) if pairs else math.nan
         found[f"{metric}_exact"] = sum(a[1] for a, _ in pairs) / len(pairs) if pairs else math.nan
     return found

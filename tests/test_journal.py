@@ -21,6 +21,7 @@ import tiny as make
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from processes import forked
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
@@ -213,28 +214,34 @@ def test_automatic_layers_and_repeated_facts_resume(folder: Path) -> None:
     assert equal(weights(run(folder, facts, choice)), weights(whole))
 
 
+def _say(folder: Path, said: Path, batches: int) -> None:
+    """A process of its own: makes a run, and writes what it says to a file."""
+    with said.open("w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    torch.set_num_threads(1)
+    os.write(1, b"ready")
+    run(folder, make.random_facts(2 * batches))
+
+
 def test_a_run_killed_at_random_moments_goes_on(folder: Path, tmp_path: Path, long: bool) -> None:
     """Six batches and eight kills (SIGKILL); with `--long` twenty and forty."""
     batches, kills = (20, 40) if long else (6, 8)
     facts = make.random_facts(2 * batches)
     whole = run(tmp_path / "whole", facts)
-    script = (
-        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
-        "import tiny as make, test_journal as t; from pathlib import Path; print('ready', flush=True)\n"
-        f"t.run(Path({str(tmp_path / 'killed')!r}), make.random_facts({2 * batches}))\n"
-    )
     chosen = random.Random(0)
 
-    def attempt(seconds: float | None) -> int:
-        with (tmp_path / "said.txt").open("w") as said:
-            process = subprocess.Popen([sys.executable, "-c", script], stdout=said, stderr=said)
-            while "ready" not in (tmp_path / "said.txt").read_text() and process.poll() is None:
-                time.sleep(0.005)  # importing takes most of the time, and is not of interest
-            try:
-                return process.wait(seconds)
-            except subprocess.TimeoutExpired:
-                process.send_signal(signal.SIGKILL)
-                return process.wait()
+    def attempt(seconds: float | None) -> int | None:
+        said = tmp_path / "said.txt"
+        said.write_text("")
+        process = forked().Process(target=_say, args=(tmp_path / "killed", said, batches))
+        process.start()
+        while "ready" not in said.read_text() and process.is_alive():
+            time.sleep(0.005)  # starting is not of interest
+        process.join(seconds)
+        process.kill()
+        process.join()
+        return process.exitcode
 
     codes = [attempt(chosen.uniform(0.0, 0.6)) for _ in range(kills)]
     assert codes.count(-signal.SIGKILL) >= kills / 2

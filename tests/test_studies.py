@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import multiprocessing
 import os
 import re
 import signal
@@ -21,6 +20,7 @@ from typing import Any, cast
 import pytest
 import tiny as make
 import torch
+from processes import forked
 from shell import Ece
 
 from ece.errors import UserError
@@ -279,7 +279,7 @@ def _work(folder: str, log: str, slow: float) -> None:
 
 def test_two_processes_share_the_work(tmp_path: Path) -> None:
     log = tmp_path / "log"
-    context = multiprocessing.get_context("spawn")
+    context = forked()
     workers = [context.Process(target=_work, args=(str(tmp_path / "s"), str(log), 0.05)) for _ in range(2)]
     for worker in workers:
         worker.start()
@@ -295,7 +295,7 @@ def test_two_processes_share_the_work(tmp_path: Path) -> None:
 
 def test_a_lock_of_a_killed_process_is_no_obstacle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     log = tmp_path / "log"
-    worker = multiprocessing.get_context("spawn").Process(target=_work, args=(str(tmp_path / "s"), str(log), 5.0))
+    worker = forked().Process(target=_work, args=(str(tmp_path / "s"), str(log), 5.0))
     worker.start()
     for _ in range(1200):
         if log.exists() and "edit" in log.read_text():
