@@ -31,8 +31,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Alone, fast tests first; in several processes the real model's first, lest one process ends alone with them."""
-    slow = {item.path for item in items if item.get_closest_marker("model")}
+    """Alone, fast tests first; in several processes the slow ones, lest one process ends alone with them."""
+    slow = {item.path for item in items if item.get_closest_marker("model") or item.get_closest_marker("slow")}
     items.sort(key=lambda item: (item.path in slow) != bool(workers))
 
 

@@ -434,6 +434,7 @@ def harness_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return file
 
 
+@pytest.mark.slow
 def test_the_harness_measures_the_model_in_memory(tiny_llama: Model, harness_task: Path):
     tasks = load_tasks([str(harness_task)])
 

@@ -71,6 +71,23 @@ def test_tables_for_people(ece: Ece, checkpoint: Path, facts_file: Path, tmp_pat
     assert "targets.descent.aim" in ece("methods", "ece").out
 
 
+def test_the_demonstration_shows_what_ask_says(ece: Ece, checkpoint: Path, tmp_path: Path) -> None:
+    edits = tmp_path / "edits"
+    shown = ece("demo", "--model", checkpoint, "--facts", 3, "--method", "memit", "--out", edits, "--json")
+    assert shown.code == 0, shown.err
+    assert len(shown.json["facts"]) == 3
+    for row in shown.json["facts"]:
+        prompts = [row["prompt"], row["paraphrase"], row["neighbour"]]
+        asked = ece("ask", "--model", checkpoint, "--edits", edits, "--tokens", 4, *prompts, "--json").json["answers"]
+        unedited, edited = ([" ".join(a[which].split()) for a in asked] for which in ("unedited", "edited"))
+        assert (row["before"], row["neighbour_before"]) == (unedited[0], unedited[2])
+        assert (row["after"], row["paraphrase_after"], row["neighbour_after"]) == tuple(edited)
+    assert shown.json["before"]["efficacy"]["records"] == 3
+    again = ece("demo", "--model", checkpoint, "--out", edits)
+    assert (again.code, again.out) == (2, "")
+    assert f"{edits} exists already" in again.err
+
+
 def test_one_fact_without_a_file(ece: Ece, checkpoint: Path, tmp_path: Path) -> None:
     fact = ["--subject", "Eiffel Tower", "--prompt", "{} is located in the city of", "--target", "Rome"]
     made = ece("edit", "--model", checkpoint, *fact, "--out", tmp_path / "edits", *FAST, "--json")

@@ -224,6 +224,7 @@ def _say(folder: Path, said: Path, batches: int) -> None:
     run(folder, make.random_facts(2 * batches))
 
 
+@pytest.mark.slow
 def test_a_run_killed_at_random_moments_goes_on(folder: Path, tmp_path: Path, long: bool) -> None:
     """Six batches and eight kills (SIGKILL); with `--long` twenty and forty."""
     batches, kills = (20, 40) if long else (6, 8)

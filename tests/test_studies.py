@@ -277,6 +277,7 @@ def _work(folder: str, log: str, slow: float) -> None:
     run(begun("layers", setup(make.build("llama"), edits=4), Path(folder)))
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_work(tmp_path: Path) -> None:
     log = tmp_path / "log"
     context = forked()
@@ -397,6 +398,7 @@ def test_counts_end_with_batches(tiny_llama: Model, edits: int) -> None:
     assert len(counts) == len(set(counts)) <= max(4, 1)
 
 
+@pytest.mark.slow
 def test_the_unedited_model_is_in_every_table(tiny_llama: Model, tmp_path: Path) -> None:
     one = setup(tiny_llama, limit=2, batch_size=1)
     studying = begun("all", one, tmp_path / "s")
@@ -676,6 +678,7 @@ def test_bad_commands_end_with_one_line(
     assert not (tmp_path / "s").exists()
 
 
+@pytest.mark.slow
 def test_a_killed_command_goes_on(checkpoint: Path, tmp_path: Path) -> None:
     """The whole command in a process of its own, killed with the signal that cannot be caught."""
     options = [part for key, value in FAST.items() for part in ("--set", f"{key}={value}")]

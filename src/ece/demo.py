@@ -14,7 +14,7 @@ from ece.edits.edit import Edit
 from ece.edits.folder import append
 from ece.evaluation.counterfact import METRICS, evaluate, summary
 from ece.evaluation.means import Mean
-from ece.facts import DEMONSTRATED, CounterFactRecord, read_counterfact, shipped_file
+from ece.facts import DEMONSTRATED, read_counterfact, shipped_file
 from ece.methods import registry
 from ece.methods.engine import edit
 from ece.methods.presets import with_preset
@@ -43,38 +43,38 @@ def demonstrate(model: Model, folder: Path, facts: int = DEMONSTRATED, method: s
         method: which.
     """
     records = read_counterfact(shipped_file())[:facts]
-    said_before, scored_before = _said(model, records), evaluate(model, records)
-    made = edit(model, [record.fact() for record in records], with_preset(registry.method(method), model))
+    edited = [record.fact() for record in records]
+    prompts = [fact.question for fact in edited]
+    paraphrases = [record.paraphrase_prompts[0] for record in records]
+    neighbours = [record.neighborhood_prompts[0] for record in records]
+    before, neighbour_before = _said(model, prompts, neighbours)
+    scored_before = evaluate(model, records)
+    made = edit(model, edited, with_preset(registry.method(method), model))
     place = append(folder, made)
     made.apply(model)
-    said_after, scored_after = _said(model, records), evaluate(model, records)
+    after, paraphrase_after, neighbour_after = _said(model, prompts, paraphrases, neighbours)
+    scored_after = evaluate(model, records)
     made.revert(model)
-    rows = [
-        {
-            "prompt": record.fact().question,
-            "target": record.fact().target,
-            "before": before[0],
-            "after": after[0],
-            "paraphrase": record.paraphrase_prompts[0],
-            "paraphrase_after": after[1],
-            "neighbour": record.neighborhood_prompts[0],
-            "neighbour_before": before[2],
-            "neighbour_after": after[2],
-        }
-        for record, before, after in zip(records, said_before, said_after, strict=True)
-    ]
+    columns = {
+        "prompt": prompts,
+        "target": [fact.target for fact in edited],
+        "before": before,
+        "after": after,
+        "paraphrase": paraphrases,
+        "paraphrase_after": paraphrase_after,
+        "neighbour": neighbours,
+        "neighbour_before": neighbour_before,
+        "neighbour_after": neighbour_after,
+    }
+    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
     return Demonstration(made, place, rows, summary(scored_before), summary(scored_after, scored_before))
 
 
-def _said(model: Model, records: Sequence[CounterFactRecord]) -> list[tuple[str, str, str]]:
-    """What the model writes after each record's prompt, first paraphrase and first neighbour."""
-    prompts = [
-        prompt
-        for record in records
-        for prompt in (record.fact().question, record.paraphrase_prompts[0], record.neighborhood_prompts[0])
-    ]
+def _said(model: Model, *columns: Sequence[str]) -> list[list[str]]:
+    """What the model writes after each prompt of some columns, which have the same length."""
+    prompts = [prompt for row in zip(*columns, strict=True) for prompt in row]
     texts = [" ".join(text.split()) for text in continuations(model, prompts, tokens=4)]
-    return list(zip(texts[0::3], texts[1::3], texts[2::3], strict=True))
+    return [texts[column :: len(columns)] for column in range(len(columns))]
 
 
 def rendered(shown: Demonstration) -> RenderableType:
