@@ -21,7 +21,7 @@ import tiny as make
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from processes import forked
+from processes import forked, saying
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
@@ -216,9 +216,7 @@ def test_automatic_layers_and_repeated_facts_resume(folder: Path) -> None:
 
 def _say(folder: Path, said: Path, batches: int) -> None:
     """A process of its own: makes a run, and writes what it says to a file."""
-    with said.open("w") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
+    saying(said)
     torch.set_num_threads(1)
     os.write(1, b"ready")
     run(folder, make.random_facts(2 * batches))

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -13,10 +16,13 @@ from typing import Any
 
 import pytest
 import tiny as make
+from processes import command
+from shell import Ece
 
 pytest.importorskip("fastapi", reason="the server needs the extra 'serve'")
 pytest.importorskip("httpx", reason="the tests of the server need httpx")
 
+import httpx
 from fastapi.testclient import TestClient
 from safetensors import SafetensorError
 
@@ -62,6 +68,31 @@ def said(folder: Path) -> dict[str, list[str]]:
         found[journal.head[:12] or "unedited"] = [continuations(model, [prompt], 6)[0] for prompt in PROMPTS]
         model = make.build("llama")
     return found
+
+
+def test_the_server_says_where_it_is_and_an_address_that_is_taken_is_said_first(
+    ece: Ece, checkpoint: Path, tmp_path: Path
+) -> None:
+    """The command as typed, on a free port, asked over HTTP, and stopped with Ctrl-C."""
+    said = tmp_path / "said"
+    server = command(said, "serve", "--model", checkpoint, "--edits", tmp_path / "edits", "--port", 0)
+    try:
+        while not (place := re.search(r"serving at http://127.0.0.1:(\d+)", said.read_text())) and server.is_alive():
+            time.sleep(0.02)
+        assert place, said.read_text()
+        port = place[1]
+        assert httpx.get(f"http://127.0.0.1:{port}/health", timeout=60).status_code == 200
+        refused = ece("serve", "--model", "no such model", "--edits", tmp_path / "edits", "--port", port)
+        assert (refused.code, refused.out) == (2, "")
+        assert f"cannot listen on 127.0.0.1, port {port} (Address already in use)" in refused.err
+        os.kill(server.pid or 0, signal.SIGINT)
+        server.join(60)
+        assert server.exitcode == 0, said.read_text()
+    finally:
+        server.kill()
+    elsewhere = ece("serve", "--model", "no such model", "--edits", tmp_path / "edits", "--host", "203.0.113.1")
+    assert elsewhere.code == 2
+    assert "give another --port (0 takes a free one) or another --host" in elsewhere.err
 
 
 @pytest.fixture

@@ -7,8 +7,6 @@ import math
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -20,7 +18,7 @@ from typing import Any, cast
 import pytest
 import tiny as make
 import torch
-from processes import forked
+from processes import command, forked
 from shell import Ece
 
 from ece.errors import UserError
@@ -682,20 +680,20 @@ def test_bad_commands_end_with_one_line(
 def test_a_killed_command_goes_on(checkpoint: Path, tmp_path: Path) -> None:
     """The whole command in a process of its own, killed with the signal that cannot be caught."""
     options = [part for key, value in FAST.items() for part in ("--set", f"{key}={value}")]
-    command = [sys.executable, "-c", "from ece.cli import main; main()", "study", "layers",
-               "--model", str(checkpoint), "--data", str(SHIPPED), "--out", str(tmp_path / "s"),
-               "--edits", "6", "--batch-size", "2", *options]  # fmt: skip
-    first = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    typed = ["study", "layers", "--model", checkpoint, "--data", SHIPPED, "--out", tmp_path / "s",
+             "--edits", "6", "--batch-size", "2", *options]  # fmt: skip
+    first = command(tmp_path / "said", *typed)
     for _ in range(1200):
-        if any((tmp_path / "s" / "runs").glob("*/batch-0001")) or first.poll() is not None:
+        if any((tmp_path / "s" / "runs").glob("*/batch-0001")) or not first.is_alive():
             break
         time.sleep(0.05)
     first.kill()
-    first.communicate()
+    first.join()
     before = {file: file.stat().st_mtime_ns for file in (tmp_path / "s").rglob("*.json") if "settings" in file.name}
     kept = {file: file.stat().st_mtime_ns for file in (tmp_path / "s" / "cells").glob("*.json")}
-    second = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert second.returncode == 0, second.stderr
+    second = command(tmp_path / "said", *typed)
+    second.join()
+    assert second.exitcode == 0, (tmp_path / "said").read_text()
     assert all(file.stat().st_mtime_ns == changed for file, changed in (before | kept).items())
     assert (tmp_path / "s" / "report.html").exists()
 

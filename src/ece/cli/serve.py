@@ -26,8 +26,9 @@ def serve(
 ) -> None:
     """Serve the edited model: completions and chat as OpenAI's API has them. Editing over HTTP is off without a key."""
     from ece.models import load
-    from ece.serve import check_installed, run
+    from ece.serve import check_address, check_installed, run
 
     check_installed()
+    check_address(host, port)
     loaded = load(model, dtype=dtype, device_map=device_map, trust_remote_code=trust_remote_code)
     run(loaded, edits, host=host, port=port, api_key=api_key, rows=rows)

@@ -22,7 +22,8 @@ def run(
         rows: requests answered side by side.
 
     Raises:
-        UserError: FastAPI or uvicorn is not installed, or the journal is damaged or of another model.
+        UserError: FastAPI or uvicorn is not installed, the address cannot be had, or the journal is damaged or of
+            another model.
     """
     check_installed()
     from ece.serve.server import listen
@@ -39,4 +40,15 @@ def check_installed() -> None:
     require("ece serve", "serve", "fastapi", "uvicorn")
 
 
-__all__ = ["check_installed", "run"]
+def check_address(host: str, port: int) -> None:
+    """Say that an address cannot be had before a model is loaded.
+
+    Raises:
+        UserError: it is taken, or not this machine's.
+    """
+    from ece.serve.server import bound
+
+    bound(host, port).close()
+
+
+__all__ = ["check_address", "check_installed", "run"]

@@ -6,10 +6,11 @@ import asyncio
 import hmac
 import json
 import logging
+import socket
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -112,11 +113,36 @@ def listen(model: Model, edits: Path, host: str, port: int, api_key: str | None,
     """Serve until interrupted; see `ece.serve.run`.
 
     Raises:
-        UserError: the journal is damaged or of another model.
+        UserError: the address cannot be had, or the journal is damaged or of another model.
     """
     if host not in LOOPBACK:
         log.warning("listening on %s: who reaches this address can use the model; there is no TLS", host)
-    uvicorn.run(app(Worker(model, edits, rows), host, api_key), host=host, port=port, log_level="warning")
+    place = bound(host, port)
+    server = uvicorn.Server(uvicorn.Config(app(Worker(model, edits, rows), host, api_key), log_level="warning"))
+    log.info("serving at http://%s:%d", f"[{host}]" if ":" in host else host, place.getsockname()[1])
+    with suppress(KeyboardInterrupt):
+        server.run(sockets=[place])
+    if not server.started:
+        raise RuntimeError("the server did not start")
+
+
+def bound(host: str, port: int) -> socket.socket:
+    """A socket at an address, for a server to listen on; port 0 is a free one.
+
+    Raises:
+        UserError: the address is taken, or not this machine's.
+    """
+    place = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    try:
+        place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        place.bind((host, port))
+    except OSError as error:
+        place.close()
+        raise UserError(
+            f"cannot listen on {host}, port {port} ({error.strerror});"
+            " give another --port (0 takes a free one) or another --host"
+        ) from error
+    return place
 
 
 def app(worker: Worker, host: str = "127.0.0.1", api_key: str | None = None) -> FastAPI:
