@@ -127,7 +127,7 @@ def listen(model: Model, edits: Path, host: str, port: int, api_key: str | None,
 
 
 def bound(host: str, port: int) -> socket.socket:
-    """A socket at an address, for a server to listen on; port 0 is a free one.
+    """A socket that listens at an address; who calls waits until a server answers. Port 0 is a free one.
 
     Raises:
         UserError: the address is taken, or not this machine's.
@@ -136,6 +136,7 @@ def bound(host: str, port: int) -> socket.socket:
     try:
         place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         place.bind((host, port))
+        place.listen()
     except OSError as error:
         place.close()
         raise UserError(
