@@ -76,8 +76,12 @@ def test_the_server_says_where_it_is_and_an_address_that_is_taken_is_said_first(
     """The command as typed, on a free port, asked over HTTP, and stopped with Ctrl-C."""
     said = tmp_path / "said"
     server = command(said, "serve", "--model", checkpoint, "--edits", tmp_path / "edits", "--port", 0)
+    place = None
     try:
-        while not (place := re.search(r"serving at http://127.0.0.1:(\d+)", said.read_text())) and server.is_alive():
+        for _ in range(3000):
+            place = re.search(r"serving at http://127.0.0.1:(\d+)", said.read_text())
+            if place or not server.is_alive():
+                break
             time.sleep(0.02)
         assert place, said.read_text()
         port = place[1]

@@ -117,13 +117,12 @@ def listen(model: Model, edits: Path, host: str, port: int, api_key: str | None,
     """
     if host not in LOOPBACK:
         log.warning("listening on %s: who reaches this address can use the model; there is no TLS", host)
-    place = bound(host, port)
-    server = uvicorn.Server(uvicorn.Config(app(Worker(model, edits, rows), host, api_key), log_level="warning"))
-    log.info("serving at http://%s:%d", f"[{host}]" if ":" in host else host, place.getsockname()[1])
-    with suppress(KeyboardInterrupt):
+    with bound(host, port) as place, suppress(KeyboardInterrupt):
+        server = uvicorn.Server(uvicorn.Config(app(Worker(model, edits, rows), host, api_key), log_level="warning"))
+        log.info("serving at http://%s:%d", f"[{host}]" if ":" in host else host, place.getsockname()[1])
         server.run(sockets=[place])
-    if not server.started:
-        raise RuntimeError("the server did not start")
+        if not server.started:
+            raise RuntimeError("the server did not start")
 
 
 def bound(host: str, port: int) -> socket.socket:
