@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
@@ -224,25 +225,34 @@ def _say(folder: Path, said: Path, batches: int) -> None:
 
 @pytest.mark.slow
 def test_a_run_killed_at_random_moments_goes_on(folder: Path, tmp_path: Path, long: bool) -> None:
-    """Six batches and eight kills (SIGKILL); with `--long` twenty and forty."""
-    batches, kills = (20, 40) if long else (6, 8)
-    facts = make.random_facts(2 * batches)
-    whole = run(tmp_path / "whole", facts)
-    chosen = random.Random(0)
+    """Twelve batches and eight kills (SIGKILL); with `--long` twenty and forty."""
+    batches, kills = (20, 40) if long else (12, 8)
+    whole = run(tmp_path / "whole", make.random_facts(2 * batches))
+    said = tmp_path / "said.txt"
 
-    def attempt(seconds: float | None) -> int | None:
-        said = tmp_path / "said.txt"
+    def begun(place: Path) -> ForkServerProcess:
         said.write_text("")
-        process = forked().Process(target=_say, args=(tmp_path / "killed", said, batches))
+        process = forked().Process(target=_say, args=(place, said, batches))
         process.start()
         while "ready" not in said.read_text() and process.is_alive():
             time.sleep(0.005)  # starting is not of interest
+        return process
+
+    def attempt(seconds: float | None) -> int | None:
+        process = begun(tmp_path / "killed")
         process.join(seconds)
         process.kill()
         process.join()
         return process.exitcode
 
-    codes = [attempt(chosen.uniform(0.0, 0.6)) for _ in range(kills)]
+    timed, began = begun(tmp_path / "timed"), time.perf_counter()
+    while not (tmp_path / "timed" / "batch-0001").exists() and timed.is_alive():
+        time.sleep(0.005)
+    first = time.perf_counter() - began
+    timed.join()
+    each = (time.perf_counter() - began - first) / (batches - 1)
+    chosen = random.Random(0)
+    codes = [attempt(chosen.uniform(0.0, first + each)) for _ in range(kills)]
     assert codes.count(-signal.SIGKILL) >= kills / 2
     assert set(codes) <= {0, -signal.SIGKILL}, (tmp_path / "said.txt").read_text()
     assert attempt(None) == 0, (tmp_path / "said.txt").read_text()
