@@ -22,7 +22,7 @@ import tiny as make
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from processes import forked, saying
+from processes import started, wait
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
@@ -215,10 +215,8 @@ def test_automatic_layers_and_repeated_facts_resume(folder: Path) -> None:
     assert equal(weights(run(folder, facts, choice)), weights(whole))
 
 
-def _say(folder: Path, said: Path, batches: int) -> None:
-    """A process of its own: makes a run, and writes what it says to a file."""
-    saying(said)
-    torch.set_num_threads(1)
+def _edit(folder: Path, batches: int) -> None:
+    """A process of its own: says when it begins to edit."""
     os.write(1, b"ready")
     run(folder, make.random_facts(2 * batches))
 
@@ -231,11 +229,8 @@ def test_a_run_killed_at_random_moments_goes_on(folder: Path, tmp_path: Path, lo
     said = tmp_path / "said.txt"
 
     def begun(place: Path) -> ForkServerProcess:
-        said.write_text("")
-        process = forked().Process(target=_say, args=(place, said, batches))
-        process.start()
-        while "ready" not in said.read_text() and process.is_alive():
-            time.sleep(0.005)  # starting is not of interest
+        process = started(said, _edit, place, batches)
+        wait(process, lambda: "ready" in said.read_text())  # starting is not of interest
         return process
 
     def attempt(seconds: float | None) -> int | None:
@@ -246,8 +241,7 @@ def test_a_run_killed_at_random_moments_goes_on(folder: Path, tmp_path: Path, lo
         return process.exitcode
 
     timed, began = begun(tmp_path / "timed"), time.perf_counter()
-    while not (tmp_path / "timed" / "batch-0001").exists() and timed.is_alive():
-        time.sleep(0.005)
+    wait(timed, (tmp_path / "timed" / "batch-0001").exists)
     first = time.perf_counter() - began
     timed.join()
     each = (time.perf_counter() - began - first) / (batches - 1)

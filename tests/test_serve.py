@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import tiny as make
-from processes import command
+from processes import command, wait
 from shell import Ece
 
 pytest.importorskip("fastapi", reason="the server needs the extra 'serve'")
@@ -76,13 +76,9 @@ def test_the_server_says_where_it_is_and_an_address_that_is_taken_is_said_first(
     """The command as typed, on a free port, asked over HTTP, and stopped with Ctrl-C."""
     said = tmp_path / "said"
     server = command(said, "serve", "--model", checkpoint, "--edits", tmp_path / "edits", "--port", 0)
-    place = None
     try:
-        for _ in range(3000):
-            place = re.search(r"serving at http://127.0.0.1:(\d+)", said.read_text())
-            if place or not server.is_alive():
-                break
-            time.sleep(0.02)
+        wait(server, lambda: "serving at" in said.read_text())
+        place = re.search(r"serving at http://127.0.0.1:(\d+)", said.read_text())
         assert place, said.read_text()
         port = place[1]
         assert httpx.get(f"http://127.0.0.1:{port}/health", timeout=60).status_code == 200

@@ -18,7 +18,7 @@ from typing import Any, cast
 import pytest
 import tiny as make
 import torch
-from processes import command, forked
+from processes import command, forked, wait
 from shell import Ece
 
 from ece.errors import UserError
@@ -275,7 +275,6 @@ def _work(folder: str, log: str, slow: float) -> None:
     run(begun("layers", setup(make.build("llama"), edits=4), Path(folder)))
 
 
-@pytest.mark.slow
 def test_two_processes_share_the_work(tmp_path: Path) -> None:
     log = tmp_path / "log"
     context = forked()
@@ -296,10 +295,7 @@ def test_a_lock_of_a_killed_process_is_no_obstacle(tmp_path: Path, monkeypatch: 
     log = tmp_path / "log"
     worker = forked().Process(target=_work, args=(str(tmp_path / "s"), str(log), 5.0))
     worker.start()
-    for _ in range(1200):
-        if log.exists() and "edit" in log.read_text():
-            break
-        time.sleep(0.1)
+    wait(worker, lambda: log.exists() and "edit" in log.read_text())
     assert worker.pid is not None
     os.kill(worker.pid, signal.SIGKILL)
     worker.join()
@@ -676,17 +672,13 @@ def test_bad_commands_end_with_one_line(
     assert not (tmp_path / "s").exists()
 
 
-@pytest.mark.slow
 def test_a_killed_command_goes_on(checkpoint: Path, tmp_path: Path) -> None:
     """The whole command in a process of its own, killed with the signal that cannot be caught."""
     options = [part for key, value in FAST.items() for part in ("--set", f"{key}={value}")]
     typed = ["study", "layers", "--model", checkpoint, "--data", SHIPPED, "--out", tmp_path / "s",
              "--edits", "6", "--batch-size", "2", *options]  # fmt: skip
     first = command(tmp_path / "said", *typed)
-    for _ in range(1200):
-        if any((tmp_path / "s" / "runs").glob("*/batch-0001")) or not first.is_alive():
-            break
-        time.sleep(0.05)
+    wait(first, lambda: any((tmp_path / "s" / "runs").glob("*/batch-0001")))
     first.kill()
     first.join()
     before = {file: file.stat().st_mtime_ns for file in (tmp_path / "s").rglob("*.json") if "settings" in file.name}
