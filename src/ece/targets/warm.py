@@ -88,11 +88,13 @@ class WarmStart:
         sums = self._sums
         if sums is None or sums.count < self.enough:
             return torch.zeros_like(hidden)
-        predicted = self._regressed(sums, embeddings.to(sums.inputs)).to(hidden)
+        centre, scale, coefficients, intercept = self._regressed(sums)
+        x = (embeddings.to(centre) - centre) / scale
+        predicted = (x @ coefficients + intercept).to(hidden)
         return self.length * hidden.norm(dim=1, keepdim=True) * nn.functional.normalize(predicted, dim=1)
 
-    def _regressed(self, sums: _Sums, inputs: Tensor) -> Tensor:
-        """Ridge regression on inputs that are centred and scaled by one number: what it predicts of `[facts, d_model]`.
+    def _regressed(self, sums: _Sums) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Ridge regression on inputs that are centred and scaled by one number: both, coefficients and intercept.
 
         Centred inputs say nothing about the intercept, which therefore is regressed alone.
         """
@@ -102,5 +104,4 @@ class WarmStart:
         moment = (sums.inputs_squared - n * centre.outer(centre)) / scale**2
         moment.diagonal().add_(self.ridge * n)
         crossed = (sums.crossed - centre.outer(sums.outputs)) / scale
-        weights = torch.linalg.solve(moment, ((inputs - centre) / scale).T).T
-        return weights @ crossed + sums.outputs / n / (1 + self.ridge)
+        return centre, scale, torch.linalg.solve(moment, crossed), sums.outputs / n / (1 + self.ridge)
