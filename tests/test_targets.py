@@ -312,6 +312,16 @@ def test_a_fact_that_fails_in_the_middle_disturbs_no_other(descent: Adam | LogOd
     assert torch.equal(solved.evaluations[[0, 3]], wanted.evaluations)
 
 
+@pytest.mark.parametrize("descent", [Adam(8, 0.5, 0.1), Adam(8, 0.5), LogOdds(evaluations=8)])
+@pytest.mark.parametrize("nan_from", [{0: 1, 1: 1, 2: 1}, {0: 1, 1: 2, 2: 2}])
+def test_all_facts_may_fail_at_once(descent: Adam | LogOdds, nan_from: dict[int, int]):
+    loss = cast(TargetLoss, Bowl(torch.arange(3), nan_from))
+    solved = descent(loss, torch.zeros(3, 2))
+    assert solved.failed.all()
+    assert solved.delta.abs().sum() == 0
+    assert solved.evaluations.tolist() == [nan_from[fact] - 1 for fact in range(3)]
+
+
 @dataclasses.dataclass
 class Slope(Bowl):
     """A loss of one value and one gradient everywhere, with a state so large that no step is too long."""

@@ -243,6 +243,8 @@ class LogOdds:
         velocity = torch.zeros_like(start)
         for _ in range(self.evaluations):
             value = search.evaluate(ranked=self.stop_when_first is not None)
+            if not len(search.active):
+                break
             whole = value.nll * search.loss.tokens
             done = search.reached(whole, self.stop_below, self.stop_when_first)
             search.leave(done)
