@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Annotated, Protocol
 
@@ -73,6 +73,15 @@ class Search:
         """Of the active facts `[active, d_model]`."""
         return self.solved.delta[self.active]
 
+    def values(self, at_most: int, ranked: bool = False) -> Iterator[Value]:
+        """The losses of the active facts, one evaluation after another while there are any."""
+        for _ in range(at_most):
+            value = self.evaluate(ranked)
+            if len(self.active):
+                yield value
+            if not len(self.active):
+                return
+
     def evaluate(self, ranked: bool = False) -> Value:
         """The loss of the active facts. Those whose loss is not finite are given up, and not among them."""
         value = self.loss(self.delta, ranked=True) if ranked else self.loss(self.delta)
@@ -134,8 +143,7 @@ class Adam:
         search = Search(loss, start)
         delta = search.solved.delta.clone()
         optimiser = torch.optim.Adam([delta], lr=self.rate)
-        for _ in range(self.steps):
-            value = search.evaluate(ranked=self.stop_when_first is not None)
+        for value in search.values(self.steps, ranked=self.stop_when_first is not None):
             if self.stop_below is not None or self.stop_when_first is not None:
                 done = search.reached(value.nll, self.stop_below, self.stop_when_first)
                 search.leave(done)
@@ -187,8 +195,7 @@ class PairedAdam:
         pair = torch.stack([search.solved.delta, torch.zeros_like(start)])
         radius = loss.clamp * torch.stack([loss.size, loss.attention])[:, :, None]
         optimiser = torch.optim.Adam([pair], lr=self.rate)
-        for _ in range(self.steps):
-            value = search.evaluate(ranked=self.stop_when_first is not None)
+        for value in search.values(self.steps, ranked=self.stop_when_first is not None):
             done = search.reached(value.nll, self.stop_below, self.stop_when_first)
             search.leave(done)
             if not len(search.active):
@@ -241,10 +248,7 @@ class LogOdds:
         """Search from `start` `[facts, d_model]`."""
         search = Search(loss, start)
         velocity = torch.zeros_like(start)
-        for _ in range(self.evaluations):
-            value = search.evaluate(ranked=self.stop_when_first is not None)
-            if not len(search.active):
-                break
+        for value in search.values(self.evaluations, ranked=self.stop_when_first is not None):
             whole = value.nll * search.loss.tokens
             done = search.reached(whole, self.stop_below, self.stop_when_first)
             search.leave(done)
@@ -256,8 +260,6 @@ class LogOdds:
             last = whole[~done] < self.last_below
             search.move(search.delta - self._length(nll, gradient, direction, last, search.loss.hidden) * direction)
             search.leave(last)
-            if not len(search.active):
-                break
         return search.solved
 
     def _length(self, nll: Tensor, gradient: Tensor, direction: Tensor, last: Tensor, hidden: Tensor) -> Tensor:
