@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import tiny as make
@@ -15,6 +16,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from ece.models import Model
 from ece.models.attention import GROUPED, grouped_attention
+from ece.models.replay import Past, padded, record
 
 
 @dataclass
@@ -94,6 +96,47 @@ def test_a_model_attends_so_and_says_the_same() -> None:
     assert network.config._attn_implementation == GROUPED
     assert GROUPED not in network.config.to_json_string()
     torch.testing.assert_close(after, before)
+
+
+def test_a_gradient_keeps_no_padding_and_is_the_same() -> None:
+    """Padded states are made again; of each pass there is one mask, which all layers share."""
+    model = Model(make.network("llama"), make.words("llama"), "tiny")
+    ids, visible = padded([[1, 2, 3, 4], [5, 6]], model.device)
+    weight = torch.randn(*ids.shape, model.d_model) * visible[:, :, None]
+    gradients, attentions = [], []
+    for pack in (True, False):
+        replay = record(model, ids, visible, Past.empty(2, model.device), pack)
+        with torch.enable_grad():
+            entering = replay.embedded.detach().requires_grad_()
+            leaving = (replay.run(entering, 0, len(model.layers)) * weight).sum()
+        attentions.append([node for node in behind(leaving) if node.name().startswith("ScaledDotProduct")])
+        masks = {node._saved_attn_mask.data_ptr() for node in attentions[-1]}
+        kept = [isinstance(held(node, part), Tensor) for node in attentions[-1] for part in PADDED]
+        assert len(attentions[-1]) == len(model.layers)
+        assert kept == [not pack] * len(PADDED) * len(model.layers)
+        assert not pack or len(masks) == 1
+        gradients.append(torch.autograd.grad(leaving, entering)[0] * visible[:, :, None])
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-4)
+
+
+PADDED = ("query", "key", "value", "output")
+
+
+def behind(value: Tensor) -> set[Any]:
+    """All nodes of a value's graph."""
+    found, open_ = set(), [value.grad_fn]
+    while open_:
+        node = open_.pop()
+        if node is not None and node not in found:
+            found.add(node)
+            open_ += [other for other, _ in node.next_functions]
+    return found
+
+
+def held(node: Any, part: str) -> object:
+    """What a node keeps of a tensor: itself, or what makes it again."""
+    kept = getattr(node, f"_raw_saved_{part}").data
+    return kept if isinstance(kept, Tensor) else kept.value
 
 
 def test_an_attention_that_was_chosen_stays() -> None:

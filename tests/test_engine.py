@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import math
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +20,7 @@ from ece.edits.edit import Edit
 from ece.errors import UserError
 from ece.facts import Fact
 from ece.locate.scores import select
-from ece.methods import engine, subjects
+from ece.methods import engine, searching, subjects
 from ece.methods.engine import edit, edit_in_sequence
 from ece.methods.history import History
 from ece.methods.recall import recipe_of
@@ -50,6 +52,28 @@ def hidden(model: Model, facts: Sequence[Fact], layer: int = 2) -> Tensor:
 
 def keys(model: Model, facts: Sequence[Fact], layer: int) -> Tensor:
     return torch.stack([reference.key(model, fact, layer) for fact in facts])
+
+
+def test_a_search_has_the_memory_of_the_moments(
+    tiny_llama: Model, facts: list[Fact], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are made before, and read again afterwards."""
+    read: list[weakref.ref[Tensor]] = []
+
+    def watched(*arguments: Any) -> dict[int, Tensor]:
+        moments = statistics(*arguments)
+        read.extend(weakref.ref(moment) for moment in moments.values())
+        return moments
+
+    def searched(*arguments: Any, **named: Any) -> searching.Sought:
+        gc.collect()
+        assert len(read) == 2
+        assert not any(moment() is not None for moment in read)
+        return searching.search(*arguments, **named)
+
+    monkeypatch.setattr(engine, "statistics", watched)
+    edit(tiny_llama, facts, QUICK, before=BEFORE, search=searched)
+    assert len(read) == 4
 
 
 def dense(made: Edit, layer: int, model: Model) -> Tensor:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 KEPT = """
 import ctypes, sys
@@ -31,6 +32,21 @@ if "returned" in sys.argv:
     with memory_returned():
         pass
 print((rss() - before) // 1024)
+"""
+
+MULTIPLIED = """
+import ctypes, pathlib, torch
+from ece.heap import memory_returned
+library = ctypes.CDLL(str(pathlib.Path(torch.__file__).with_name("lib") / "libtorch_cpu.so"))
+blocks = ctypes.c_int()
+def kept():
+    library.mkl_serv_mem_stat(ctypes.byref(blocks))
+    return blocks.value
+torch.rand(512, 512) @ torch.rand(512, 512)
+before = kept()
+with memory_returned():
+    pass
+print(before, kept())
 """
 
 HEAPS = """
@@ -64,6 +80,14 @@ def test_freed_blocks_go_back():
     assert kept() > 60
     assert kept("apart") < 10
     assert kept("returned") < 10
+
+
+@pytest.mark.skipif(sys.platform != "linux" or not torch.backends.mkl.is_available(), reason="only MKL keeps blocks")
+def test_what_multiplication_kept_goes_back():
+    found = subprocess.run([sys.executable, "-c", MULTIPLIED], capture_output=True, check=True).stdout.split()
+    before, after = map(int, found)
+    assert before > 0
+    assert after == 0
 
 
 @glibc

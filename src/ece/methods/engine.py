@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -74,11 +75,11 @@ def edit(
     recipe = with_layers(model, facts, recipe, history.moments)
     layers = recipe.edited
     check_memory(model, recipe, pass_tokens(model, recipe))
-    moments = statistics(model, recipe)
+    statistics(model, recipe)  # made if they are not on disk; they are read once the targets are found
     said = known(model, facts)
     phases.end("preparation")
 
-    reached = in_turn(Bench(model, before, moments, phases, search), facts, recipe, history)
+    reached = in_turn(Bench(model, recipe, before, phases, search), facts, recipe, history)
     phases.end("update")
     solved, clusters = reached.solved, reached.clusters
     if solved.failed.all():
@@ -117,14 +118,19 @@ class Bench:
     """What all steps of a batch have in common."""
 
     model: Model
+    recipe: Recipe
+    """With all its layers."""
+
     before: Sequence[str]
     """Contexts."""
 
-    moments: dict[int, Tensor]
-    """By layer, what is kept for each token of ordinary text."""
-
     phases: Phases
     search: Search
+
+    @cached_property
+    def moments(self) -> dict[int, Tensor]:
+        """By layer, what is kept for each token of ordinary text: a search before that has their memory."""
+        return statistics(self.model, self.recipe)
 
 
 @dataclass(frozen=True)

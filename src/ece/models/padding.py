@@ -6,8 +6,8 @@ layer looks from one position at another, so that there the real positions may s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -23,6 +23,15 @@ class Packing:
 
     visible: Tensor
     """`[rows, positions]` bool, False at padding."""
+
+    _made: dict[Any, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False, compare=False)
+
+    def once(self, make: Callable[..., Tensor], of: Tensor, *options: Hashable) -> Tensor:
+        """`make(of, *options)`, which all layers of these rows share."""
+        key = (make, id(of), *options)
+        if key not in self._made:
+            self._made[key] = of, make(of, *options)
+        return self._made[key][1]
 
     @cached_property
     def real(self) -> Tensor:
