@@ -259,24 +259,33 @@ class TargetLoss:
         predictions at a time, which stay in a processor's cache.
         """
         token, share = self._token.to(logits.device)[:, None], self._share.to(logits.device)[:, None]
+        fact = self._rows.fact[self._rows.row].to(logits.device)
         target, nll = token.clamp_min(0), torch.empty_like(share)
-        essence = (token == ESSENCE_TOKEN).nonzero()[:, 0]
-        kl, kl_slope = self._kl(logits[essence]) if self.weights.kl else (0, logits[:0])
+        kl = logits.new_zeros(len(self))
         at_a_time = of_device(self._rows.tails.model, TOGETHER)
         for some in (slice(first, first + at_a_time) for first in range(0, len(logits), at_a_time)):
-            log_p = logits[some].log_softmax(-1)
+            log_p, slope = logits[some].log_softmax(-1), logits[some]
             nll[some] = -share[some] * log_p.gather(1, target[some])  # the share is zero at essence prompts
-            torch.exp(log_p, out=logits[some]).mul_(share[some]).scatter_add_(1, target[some], -share[some])
-        logits[essence] = kl_slope
+            torch.exp(log_p, out=slope)
+            about = (token[some] == ESSENCE_TOKEN).nonzero()[:, 0]
+            of_kl = self._kl(slope[about], log_p[about], fact[some][about], kl) if len(about) else slope[:0]
+            slope.mul_(share[some]).scatter_add_(1, target[some], -share[some])
+            slope[about] = of_kl
         whole = self._of_facts(nll[:, 0])
         return whole, whole + self.weights.kl * kl
 
-    def _kl(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """KL divergence `[facts]` after the essence prompts, and its term's gradient by these logits."""
-        log_p = logits.log_softmax(-1)
-        p, surprise = log_p.exp(), log_p.sub_(self._reference.to(logits.device))
-        kl = (p * surprise).sum(1, keepdim=True)
-        return kl[:, 0], p.mul_(surprise.sub_(kl)).mul_(self.weights.kl)
+    def _kl(self, p: Tensor, log_p: Tensor, fact: Tensor, kl: Tensor) -> Tensor:
+        """The gradient of the KL term by the logits after some facts' essence prompts; `kl` `[facts]` is filled in.
+
+        Args:
+            p: what is predicted there `[some, vocabulary]`; it is used up, as is `log_p`.
+            log_p: its logarithm.
+            fact: `[some]`
+            kl: by fact, the divergence.
+        """
+        surprise = log_p.sub_(self._reference[fact.to(self._reference.device)].to(log_p))
+        kl[fact] = (p * surprise).sum(1)
+        return p.mul_(surprise.sub_(kl[fact, None])).mul_(self.weights.kl)
 
     def _first(self, logits: Tensor) -> Tensor:
         """Whether every token of the target is the most probable one `[facts]`."""
