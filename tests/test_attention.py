@@ -47,6 +47,26 @@ def drawn(rows: int, key_heads: int, groups: int, queries: int, past: int) -> Dr
     return Drawn(module, states, mask)
 
 
+PADDED = ("query", "key", "value", "output")
+
+
+def behind(value: Tensor) -> set[Any]:
+    """All nodes of a value's graph."""
+    found, open_ = set(), [value.grad_fn]
+    while open_:
+        node = open_.pop()
+        if node is not None and node not in found:
+            found.add(node)
+            open_ += [other for other, _ in node.next_functions]
+    return found
+
+
+def held(node: Any, part: str) -> object:
+    """What a node keeps of a tensor: itself, or what makes it again."""
+    kept = getattr(node, f"_raw_saved_{part}").data
+    return kept if isinstance(kept, Tensor) else kept.value
+
+
 @given(some.integers(1, 3), some.integers(1, 3), some.integers(1, 4), some.integers(1, 5), some.integers(0, 6))
 def test_it_is_what_transformers_computes(rows: int, key_heads: int, groups: int, queries: int, past: int) -> None:
     made = drawn(rows, key_heads, groups, queries, past)
@@ -117,26 +137,6 @@ def test_a_gradient_keeps_no_padding_and_is_the_same() -> None:
         assert not pack or len(masks) == 1
         gradients.append(torch.autograd.grad(leaving, entering)[0] * visible[:, :, None])
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-4)
-
-
-PADDED = ("query", "key", "value", "output")
-
-
-def behind(value: Tensor) -> set[Any]:
-    """All nodes of a value's graph."""
-    found, open_ = set(), [value.grad_fn]
-    while open_:
-        node = open_.pop()
-        if node is not None and node not in found:
-            found.add(node)
-            open_ += [other for other, _ in node.next_functions]
-    return found
-
-
-def held(node: Any, part: str) -> object:
-    """What a node keeps of a tensor: itself, or what makes it again."""
-    kept = getattr(node, f"_raw_saved_{part}").data
-    return kept if isinstance(kept, Tensor) else kept.value
 
 
 def test_an_attention_that_was_chosen_stays() -> None:

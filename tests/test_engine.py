@@ -54,6 +54,19 @@ def keys(model: Model, facts: Sequence[Fact], layer: int) -> Tensor:
     return torch.stack([reference.key(model, fact, layer) for fact in facts])
 
 
+def dense(made: Edit, layer: int, model: Model) -> Tensor:
+    total = torch.zeros(model.d_model, model.d_ff, dtype=torch.float64)
+    made.deltas[layer].add_to(total)
+    return total
+
+
+def quickly(model: Model, facts: Sequence[Fact], recipe: Recipe = QUICK, history: History | None = None) -> Edit:
+    return edit(model, facts, recipe, history, before=BEFORE)
+
+
+# --- making an edit
+
+
 def test_a_search_has_the_memory_of_the_moments(
     tiny_llama: Model, facts: list[Fact], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -74,19 +87,6 @@ def test_a_search_has_the_memory_of_the_moments(
     monkeypatch.setattr(engine, "statistics", watched)
     edit(tiny_llama, facts, QUICK, before=BEFORE, search=searched)
     assert len(read) == 4
-
-
-def dense(made: Edit, layer: int, model: Model) -> Tensor:
-    total = torch.zeros(model.d_model, model.d_ff, dtype=torch.float64)
-    made.deltas[layer].add_to(total)
-    return total
-
-
-def quickly(model: Model, facts: Sequence[Fact], recipe: Recipe = QUICK, history: History | None = None) -> Edit:
-    return edit(model, facts, recipe, history, before=BEFORE)
-
-
-# --- making an edit
 
 
 @pytest.mark.parametrize(

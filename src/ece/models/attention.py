@@ -71,12 +71,9 @@ def _packed_attention(
     A copy of the past in every layer would be a fifth of all that is kept, padded queries and what they read a tenth.
     """
     with _made_again() as again:
-        whole = [partial(past.whole, module.layer_idx, part, each) for part, each in enumerate((key, value))]
-        keys, values = (make() for make in whole)
-        again += [
-            (keys, partial(past.whole, module.layer_idx, 0, key.detach())),
-            (values, partial(past.whole, module.layer_idx, 1, value.detach())),
-        ]
+        whole = partial(past.whole, module.layer_idx)
+        keys, values = whole(0, key), whole(1, value)
+        again += [(keys, partial(whole, 0, key.detach())), (values, partial(whole, 1, value.detach()))]
         rows = packing.heads(query)
         together = _together(rows, keys, attention_mask, options)
         if together == 1 or attention_mask is None:
