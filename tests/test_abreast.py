@@ -1,10 +1,10 @@
-"""Several passes at a time: order, what later ones know, and the same as one after the other."""
+"""Several passes at a time: the same as one after the other."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 import tiny as make
@@ -16,7 +16,7 @@ from ece.methods.recipe import Recipe
 from ece.methods.registry import as_recipe
 from ece.methods.searching import search
 from ece.models import Model
-from ece.models.abreast import AHEAD, abreast, workers
+from ece.models.abreast import crew, workers
 from ece.models.replay import padded, record
 from ece.models.tokens import locate
 from ece.targets.warm import WarmStart
@@ -31,19 +31,10 @@ def two_threads() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("at_once", [1, 3])
-def test_results_come_in_order_and_tasks_are_drawn_as_they_are_taken(at_once: int) -> None:
-    drawn: list[int] = []
-
-    def tasks() -> Iterator[Callable[[], int]]:
-        for number in range(10):
-            drawn.append(number)
-            yield lambda number=number: time.sleep(0.02 * (number % 3 == 0)) or number
-
-    taken = []
-    for result in abreast(tasks(), at_once):
-        taken.append(result)
-        assert len(drawn) == min(10, len(taken) + AHEAD - 1)
-    assert taken == list(range(10))
+def test_each_task_has_its_own_result(at_once: int) -> None:
+    with crew(at_once) as submit:
+        results = [submit(lambda number=number: time.sleep(0.02 * (number % 3 == 0)) or number) for number in range(10)]
+        assert [result.result() for result in results] == list(range(10))
 
 
 @pytest.mark.parametrize("at_once", [1, 2])
@@ -51,14 +42,21 @@ def test_a_task_that_fails_is_heard_and_threads_are_given_back(two_threads: None
     def fail() -> int:
         raise ValueError("no")
 
+    def tried() -> None:
+        with crew(at_once) as submit:
+            submit(lambda: 1)
+            submit(fail).result()
+
     with pytest.raises(ValueError, match="no"):
-        list(abreast([lambda: 1, fail, lambda: 2], at_once))
+        tried()
     assert torch.get_num_threads() == 2
 
 
 def test_threads_are_divided(two_threads: None) -> None:
     assert workers(make.build("llama")) == 2
-    seen = list(abreast([lambda: (torch.get_num_threads(), threading.get_ident())] * 3, 2))
+    with crew(2) as submit:
+        tasks = [submit(lambda: (torch.get_num_threads(), threading.get_ident())) for _ in range(3)]
+        seen = [task.result() for task in tasks]
     assert {threads for threads, _ in seen} == {1}
     assert threading.get_ident() not in {thread for _, thread in seen}
 

@@ -20,8 +20,7 @@ from ece.methods.recipe import PerFact, Recipe, TwoStep
 from ece.models import Model
 from ece.models.tails import SharedPrefixes
 from ece.targets.descent import Adam, LogOdds, Solved
-from ece.targets.loss import TargetLoss, Value, Weights
-from ece.targets.views import Views
+from ece.targets.loss import Balls, TargetLoss, Value, Weights
 from ece.targets.warm import WarmStart
 
 LAYER = 1
@@ -149,13 +148,13 @@ def test_a_recipe_says_how_full_passes_are(
     tiny_llama: Model, more_facts: list[Fact], before: list[str], monkeypatch: pytest.MonkeyPatch
 ):
     sizes: list[int] = []
-    prepare = TargetLoss.prepare
+    through = TargetLoss.through
 
-    def noted(model: Model, facts: Sequence[Fact], *others: Any) -> TargetLoss:
+    def noted(loss: TargetLoss, facts: Tensor, *others: Any) -> TargetLoss:
         sizes.append(len(facts))
-        return prepare(model, facts, *others)
+        return through(loss, facts, *others)
 
-    monkeypatch.setattr(TargetLoss, "prepare", noted)
+    monkeypatch.setattr(TargetLoss, "through", noted)
     chosen = recipe(PerFact(Adam(1)))
     for pass_tokens, wanted in ((1, [1] * 5), (10**6, [2, 3]), (None, [2, 3])):
         some = chosen.with_options({"pass_tokens": pass_tokens})
@@ -272,17 +271,14 @@ class Bowl:
     evaluated: list[int] = dataclasses.field(default_factory=lambda: [0])
 
     @property
-    def hidden(self) -> Tensor:
-        return torch.full((len(self.facts), 2), 10.0)
-
-    @property
-    def tokens(self) -> Tensor:
-        return torch.ones(len(self.facts))
+    def balls(self) -> Balls:
+        one = torch.ones(len(self.facts))
+        return Balls(torch.full((len(self.facts), 2), 10.0), one, math.inf, one)
 
     def __len__(self) -> int:
         return len(self.facts)
 
-    def __call__(self, delta: Tensor) -> Value:
+    def __call__(self, delta: Tensor, ranked: bool = False) -> Value:
         self.evaluated[0] += 1
         nll = (delta - 3).pow(2).sum(1) / 10
         for i, fact in enumerate(self.facts.tolist()):
@@ -292,9 +288,6 @@ class Bowl:
 
     def select(self, facts: Tensor) -> Bowl:
         return Bowl(self.facts[facts], self.nan_from, self.evaluated)
-
-    def project(self, delta: Tensor) -> Tensor:
-        return delta
 
 
 @pytest.mark.parametrize("descent", [Adam(8, 0.5, 0.1), Adam(8, 0.5), LogOdds(evaluations=8)])
@@ -330,14 +323,10 @@ class Slope(Bowl):
     in_target: int = 1
 
     @property
-    def tokens(self) -> Tensor:
-        return torch.tensor([self.in_target])
+    def balls(self) -> Balls:
+        return Balls(torch.full((1, 2), 1e6), torch.ones(1), math.inf, torch.tensor([self.in_target]))
 
-    @property
-    def hidden(self) -> Tensor:
-        return torch.full((1, 2), 1e6)
-
-    def __call__(self, delta: Tensor) -> Value:
+    def __call__(self, delta: Tensor, ranked: bool = False) -> Value:
         self.evaluated[0] += 1
         nll = torch.full((1,), self.nll)
         return Value(nll, nll, torch.tensor([[0.03, -0.04]]))
@@ -419,12 +408,12 @@ def test_warm_start_ignores_failed_facts():
 @pytest.mark.parametrize("kl", [0.0, 2.0])
 def test_views_see_their_own_prompts_in_turn(tiny_llama: Model, facts: list[Fact], before: list[str], kl: float):
     """Three contexts and the essence prompt, dealt out among two views: the second has it, and counts it for both."""
-    loss = Views(prepared(tiny_llama, facts, before, Weights(kl=kl, clamp=3)).views(2))
+    loss, all_facts = prepared(tiny_llama, facts, before, Weights(kl=kl, clamp=3)), torch.arange(3)
     delta = torch.randn(loss.hidden.shape, generator=torch.Generator().manual_seed(2))
     parts = [([before[0], before[2]], 0.0), ([before[1]], 2 * kl)]
-    for turn in range(3):
-        value = loss(delta)
-        for i, fact in enumerate(facts):
+    for turns in ([0, 0, 0], [1, 1, 1], [2, 2, 2], [0, 1, 3]):
+        value = loss.through(all_facts, torch.tensor(turns), 2)(delta)
+        for i, (fact, turn) in enumerate(zip(facts, turns, strict=True)):
             contexts, weight = parts[turn % 2]
             nll, total = plain(tiny_llama, fact, contexts, kl=weight)(delta[i])
             assert value.nll[i].item() == pytest.approx(nll.item(), rel=1e-4)
@@ -432,10 +421,9 @@ def test_views_see_their_own_prompts_in_turn(tiny_llama: Model, facts: list[Fact
 
 
 def test_views_of_some_facts(tiny_llama: Model, facts: list[Fact], before: list[str]):
-    loss, all_facts = Views(prepared(tiny_llama, facts, before).views(3)), torch.arange(3)
-    delta, some = torch.randn(loss.hidden.shape), torch.tensor([0, 2])
-    loss(delta)
-    selected = loss.select(some)
+    loss, all_facts = prepared(tiny_llama, facts, before), torch.arange(3)
+    delta, some, turn = torch.randn(loss.hidden.shape), torch.tensor([0, 2]), torch.tensor([1, 1, 1])
+    selected = loss.through(some, turn[some], 3)
     assert len(selected) == 2
-    assert_same(selected(delta[some]), loss(delta), some)
-    assert_same(loss.select(all_facts)(delta), loss(delta), all_facts)
+    assert_same(selected(delta[some]), loss.through(all_facts, turn, 3)(delta), some)
+    assert_same(loss.through(all_facts, turn, 1)(delta), loss(delta), all_facts)

@@ -122,7 +122,7 @@ class Recipe:
 
     pass_tokens: Annotated[int, Field(gt=0)] | None = None
     """How many tokens a pass of the search takes, on average at most: more are faster and take more memory. A fact's
-    start is learned from the passes before its own. None: what suits the model's device."""
+    start is learned from what was found before its pass begins. None: what suits the model's device."""
 
     contexts: Annotated[int, Field(ge=0, le=5)] = 5
     """How many texts of the model's own are put before each prompt in the search, besides none."""

@@ -7,10 +7,10 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import partial
 from typing import Protocol
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from ece.facts import Fact
@@ -19,17 +19,17 @@ from ece.locate.scores import smallest_set
 from ece.methods.recipe import PerFact, Recipe, TwoStep
 from ece.methods.subjects import activations
 from ece.models import Model
-from ece.models.abreast import abreast, side_by_side, workers
+from ece.models.abreast import side_by_side, workers
 from ece.models.replay import evenly, of_device
 from ece.models.tails import SharedPrefixes
 from ece.models.tokens import locate
 from ece.targets.clusters import Clusters, grouped
-from ece.targets.descent import Solved
+from ece.targets.descent import Descent, Solved
 from ece.targets.loss import TargetLoss
-from ece.targets.views import Views
+from ece.targets.stream import Deltas, Start, Stream
 from ece.targets.warm import WarmStart, target_embeddings
 
-PASS_TOKENS = {"cpu": 200, "other": 8192}
+PASS_TOKENS = {"cpu": 300, "other": 8192}
 """Tail tokens in one pass where a recipe leaves that to us: enough to keep the processor busy, and little memory."""
 
 ROW_TOKENS = 2
@@ -140,21 +140,16 @@ def _per_fact(
     embeddings = target_embeddings(model, [fact.target for fact in facts])
     growing = warm.copy()
 
-    def task(members: list[int]) -> Callable[[], Solved]:
-        learned = growing.copy()
+    def start(members: Tensor, hidden: Tensor, so_far: Deltas) -> Tensor:
+        known = growing.copy()
+        known.learn(embeddings[so_far[0]], so_far[1])
+        return known(embeddings[members].to(hidden.device), hidden)
 
-        def run() -> Solved:
-            loss = Views(prepare([facts[i] for i in members], before).views(choice.views))
-            if not choice.warm:
-                return choice.descent(loss, torch.zeros_like(loss.hidden))
-            return choice.descent(loss, learned(embeddings[members].to(loss.hidden.device), loss.hidden))
+    def learn(solved: Deltas) -> None:
+        growing.learn(embeddings[solved[0]], solved[1])
 
-        return run
-
-    def learn(members: list[int], solved: Solved) -> None:
-        growing.learn(embeddings[members], solved.delta)
-
-    return _in_passes(model, facts, task, before, budget, choice.views, learn)
+    begin = start if choice.warm else from_zero
+    return _streamed(model, facts, choice.descent, before, budget, prepare, begin, learn, choice.views)
 
 
 def _two_step(
@@ -166,60 +161,62 @@ def _two_step(
     budget: int,
     prepare: Prepare,
 ) -> Solved:
+    def from_anchor(members: Tensor, hidden: Tensor, so_far: Deltas) -> Tensor:
+        return shared.delta[clusters.of_fact[members]]
+
     anchors = clusters.anchors.tolist()
-
-    def from_zero(members: list[int]) -> Solved:
-        loss = prepare([facts[anchors[i]] for i in members], before)
-        return choice.shared(loss, torch.zeros_like(loss.hidden))
-
-    shared = _in_passes(model, [facts[i] for i in anchors], lambda some: partial(from_zero, some), before, budget)
-    start = shared.delta if choice.start == "anchor" else torch.zeros_like(shared.delta)
-
-    def from_anchor(members: list[int]) -> Solved:
-        return choice.own(prepare([facts[i] for i in members], before), start[clusters.of_fact[members]])
-
-    own = _in_passes(model, facts, lambda some: partial(from_anchor, some), before, budget)
+    of_anchors = [facts[i] for i in anchors]
+    shared = _streamed(model, of_anchors, choice.shared, before, budget, prepare, from_zero)
+    start = from_anchor if choice.start == "anchor" else from_zero
+    own = _streamed(model, facts, choice.own, before, budget, prepare, start)
     own.evaluations[anchors] += shared.evaluations
     return own
 
 
-def _in_passes(
+def from_zero(members: Tensor, hidden: Tensor, so_far: Deltas) -> Tensor:
+    """A start of no change."""
+    return torch.zeros_like(hidden)
+
+
+def _streamed(
     model: Model,
     facts: Sequence[Fact],
-    task: Callable[[list[int]], Callable[[], Solved]],
+    descent: Descent,
     before: Sequence[str],
     budget: int,
+    prepare: Prepare,
+    start: Start,
+    learn: Callable[[Deltas], None] = lambda solved: None,
     views: int = 1,
-    learn: Callable[[list[int], Solved], None] = lambda members, solved: None,
 ) -> Solved:
-    """Search in groups of facts with tails of like length, and put the results in the facts' order.
+    """Search for facts in passes of full size, those with short tails first, and give what is found in their order.
 
     Args:
         model: the model.
         facts: all of them.
-        task: given the numbers of some facts, what searches for them.
+        descent: how each is searched for.
         before: contexts: a fact's prompts are one for each, and the essence prompt.
         budget: tokens in one pass, on average at most.
+        prepare: computes once what the search needs again and again.
+        start: says where.
+        learn: told of those that are done.
         views: that its prompts are dealt out among.
-        learn: told what a group came to, in the groups' order.
     """
     texts = [locate(model, fact.prompt, fact.subject, target=fact.target) for fact in facts]
-    rows = math.ceil((len(before) + 1) / views)
-    lengths = [rows * (len(text.read) - text.subject_last + ROW_TOKENS) for text in texts]
-    groups = _groups(model, lengths, budget)
-    found: list[Solved] = []
+    rows = [len(range(view, len(before) + 1, views)) for view in range(min(views, len(before)))]
+    lengths = [[many * (len(text.read) - text.subject_last + ROW_TOKENS) for many in rows] for text in texts]
+    order = sorted(range(len(facts)), key=lengths.__getitem__)
+    first = [lengths[fact][0] for fact in order]
+    budget = min(budget, math.ceil(sum(first) / side_by_side(model)))
+    groups = evenly(first, math.ceil(sum(first) / budget))
     with tqdm(total=len(facts), desc="targets", unit="fact", leave=False, disable=None) as bar:
-        for group, solved in zip(groups, abreast(map(task, groups), workers(model)), strict=True):
-            found.append(solved)
-            learn(group, solved)
-            bar.update(len(group))
-    back = torch.tensor([i for group in groups for i in group]).argsort()
-    return Solved.joined(found, back)
 
+        def done(solved: Deltas) -> None:
+            learn(solved)
+            bar.update(len(solved[0]))
 
-def _groups(model: Model, lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """The numbers of the facts in even groups of like length, shortest first: no core is idle at the end."""
-    order = sorted(range(len(lengths)), key=lengths.__getitem__)
-    at_a_time = side_by_side(model)
-    rounds = math.ceil(sum(lengths) / (budget * at_a_time))
-    return [[order[place] for place in run] for run in evenly([lengths[i] for i in order], rounds * at_a_time)]
+        def prepared(members: Sequence[int]) -> TargetLoss:
+            return prepare([facts[i] for i in members], before)
+
+        stream = Stream(descent, prepared, lengths, budget, start, done)
+        return stream.run([order[group.start : group.stop] for group in groups], workers(model))

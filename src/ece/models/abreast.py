@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar
@@ -16,7 +15,7 @@ ABREAST = 2
 """Passes that run at a time, at most."""
 
 AHEAD = ABREAST + 1
-"""Passes under way: one waits, so that no core waits for the slower of two. The same on every machine: what a pass
+"""Tasks under way: one waits, so that no core waits for the slower of two. The same on every machine: what a pass
 knows of those before it must not depend on it."""
 
 R = TypeVar("R")
@@ -32,34 +31,25 @@ def side_by_side(model: Model) -> int:
     return ABREAST if model.device.type == "cpu" else 1
 
 
-def abreast(tasks: Iterable[Callable[[], R]], workers: int) -> Iterator[R]:
-    """The tasks' results, in order; `tasks` is asked for one when the result of the `AHEAD`th before it was taken.
+@contextmanager
+def crew(workers: int) -> Iterator[Callable[[Callable[[], R]], Future[R]]]:
+    """While this lasts, what it gives takes tasks for so many workers, among whom torch's threads are divided.
 
-    What reads the results may therefore hand later tasks what it learned from them, and the outcome does not depend
-    on the number of workers. A task's exception is raised here.
+    One worker alone does them as they come.
     """
-    under_way: deque[Future[R]] = deque()
-    with _threads_divided(workers), ThreadPoolExecutor(workers, thread_name_prefix="pass") as pool:
-        for task in tasks:
-            under_way.append(pool.submit(task) if workers > 1 else _done(task))
-            if len(under_way) == AHEAD:
-                yield under_way.popleft().result()
-        while under_way:
-            yield under_way.popleft().result()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(1, threads // workers))
+    try:
+        if workers == 1:
+            yield _done
+        else:
+            with ThreadPoolExecutor(workers, thread_name_prefix="pass") as pool:
+                yield pool.submit
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _done(task: Callable[[], R]) -> Future[R]:
     future: Future[R] = Future()
     future.set_result(task())
     return future
-
-
-@contextmanager
-def _threads_divided(workers: int) -> Iterator[None]:
-    """While this lasts, torch divides its threads among so many workers."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(max(1, threads // workers))
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from ece.models.attention import takes_packed
 from ece.models.model import Model
@@ -100,6 +101,25 @@ class Past:
         order = (~self.visible).byte().argsort(dim=1, stable=True)[:, : int(self.visible.sum(1).max())]
         return replace(self, where=self.where.gather(1, order))
 
+    @classmethod
+    def joined(cls, parts: Sequence[Past]) -> Past:
+        """The pasts of several parts' rows, in their order: no more than the rows have, and what parts share once."""
+        sharing = {id(part.states): [other for other in parts if other.states is part.states] for part in parts}
+        longest, kept = max(part.where.shape[1] for part in parts), 1
+        place, chosen = {}, []
+        for key, some in sharing.items():
+            used = torch.cat([part.where[part.visible] for part in some]).unique()
+            place[key] = used.new_zeros(int(used.max()) + 1 if len(used) else 1)
+            place[key][used] = torch.arange(kept, kept + len(used), device=used.device)
+            kept += len(used)
+            chosen.append((some[0].states, used))
+        where = [pad(place[id(part.states)][part.where], [0, longest - part.where.shape[1]]) for part in parts]
+        chosen = [(states, used) for states, used in chosen if states]
+        states = {
+            layer: _chosen([(of[layer], used) for of, used in chosen]) for layer in (chosen[0][0] if chosen else ())
+        }
+        return cls(torch.cat(where), states)
+
     def select(self, rows: Tensor) -> Past:
         """Some rows (repeats allowed); no state is copied."""
         where = self.where[rows]
@@ -113,6 +133,16 @@ class Past:
         """What some layers remember; nothing is copied."""
         states = {layer: states for layer, states in self.states.items() if layer in layers}
         return Past(self.where, states)
+
+
+def _chosen(parts: Sequence[tuple[KeysAndValues, Tensor]]) -> KeysAndValues:
+    """Some of what several pasts keep in a layer, behind one place of zeros."""
+    (first, _), *_ = parts
+    key, value = (
+        torch.cat([first[i][:1], *(states[i].index_select(0, places.to(states[i].device)) for states, places in parts)])
+        for i in (0, 1)
+    )
+    return key, value
 
 
 @dataclass

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from ece.models.attention import takes_packed
 from ece.models.model import Model
@@ -67,8 +69,6 @@ class Tails:
     past: Past
     """What the layers above L remember of the positions before the cut."""
 
-    replay: Replay
-
     @classmethod
     @torch.no_grad()
     def cut(
@@ -78,6 +78,7 @@ class Tails:
         sequences: Sequence[Sequence[int]],
         cuts: Sequence[int],
         prefixes: SharedPrefixes,
+        pack: bool = True,
     ) -> Tails:
         """Compute once what the change cannot reach.
 
@@ -87,6 +88,7 @@ class Tails:
             sequences: token ids of each row.
             cuts: the position of the change in each row.
             prefixes: beginnings that have been computed already.
+            pack: compute nothing for padding; what is caught inside of layer L is then packed too.
         """
         shared = [prefixes.longest(row, cut) for row, cut in zip(sequences, cuts, strict=True)]
         which = torch.tensor([index for index, _ in shared], device=model.device)
@@ -98,19 +100,34 @@ class Tails:
         tails = [row[cut:] for row, cut in zip(sequences, cuts, strict=True)]
         past = _continued(model, heads, past)
         ids, visible = padded(tails, model.device)
-        replay = record(model, ids, visible, past)
+        replay = record(model, ids, visible, past, pack)
         hidden = replay.run(replay.embedded, 0, layer + 1)
         above = range(layer + 1, len(model.layers))
-        return cls._above(model, layer, ids, visible, hidden, past.of_layers(above))
+        return cls(model, layer, ids, visible, hidden, past.of_layers(above))
+
+    @cached_property
+    def replay(self) -> Replay:
+        """What the layers above L are handed."""
+        return record(self.model, self.ids, self.visible, self.past, pack=True)
 
     @classmethod
-    def _above(cls, model: Model, layer: int, ids: Tensor, visible: Tensor, hidden: Tensor, past: Past) -> Tails:
-        return cls(model, layer, ids, visible, hidden, past, record(model, ids, visible, past, pack=True))
+    def joined(cls, parts: Sequence[Tails]) -> Tails:
+        """Those of several parts, in their order; all above one layer of one model."""
+        longest = max(part.ids.shape[1] for part in parts)
+
+        def lengthened(values: Tensor) -> Tensor:
+            return pad(values, [0, 0] * (values.dim() - 2) + [0, longest - values.shape[1]])
+
+        ids, visible, hidden = (
+            torch.cat([lengthened(getattr(part, name)) for part in parts]) for name in ("ids", "visible", "hidden")
+        )
+        past = Past.joined([part.past for part in parts])
+        return cls(parts[0].model, parts[0].layer, ids, visible, hidden, past)
 
     def select(self, rows: Tensor) -> Tails:
         """Some of the rows."""
         past = self.past.select(rows)
-        return self._above(self.model, self.layer, self.ids[rows], self.visible[rows], self.hidden[rows], past)
+        return Tails(self.model, self.layer, self.ids[rows], self.visible[rows], self.hidden[rows], past)
 
     def run(self, change: Tensor) -> Tensor:
         """The last layer's output `[rows, positions, d_model]` when `change` `[rows, d_model]` is added at the cut."""

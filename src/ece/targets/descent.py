@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, fields
-from typing import Annotated, Protocol
+from typing import Annotated
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from ece.errors import UserError
-from ece.targets.loss import TargetLoss, Value
-from ece.targets.views import Views
+from ece.targets.loss import Balls, TargetLoss, Value
+
+Steps = Generator[Tensor, Value, None]
+"""A search that says where it wants loss and gradient of its active facts `[active, d_model]`, and is handed them."""
 
 
 @dataclass
@@ -39,30 +42,17 @@ class Solved:
         return cls(*(torch.cat([getattr(part, name) for part in parts])[order] for name in names))
 
 
-class Descent(Protocol):
-    """A search for the delta that makes a loss small, for many facts at once."""
-
-    @property
-    def at_most(self) -> int:
-        """Evaluations of a fact, at most."""
-        ...
-
-    def __call__(self, loss: TargetLoss | Views, start: Tensor) -> Solved:
-        """Search from `start` `[facts, d_model]`."""
-        ...
-
-
 class Search:
     """The state of a search: facts that are done leave it, and cost nothing any more."""
 
-    def __init__(self, loss: TargetLoss | Views, start: Tensor):
-        """Begin with all facts active at `start` `[facts, d_model]`, projected into the clamp's ball."""
-        facts, device = len(loss), start.device
-        self.loss = loss
+    def __init__(self, balls: Balls, start: Tensor):
+        """Begin with all facts active at `start` `[facts, d_model]`, projected into their balls."""
+        facts, device = len(balls), start.device
+        self.balls = balls
         self.firsts = torch.zeros(facts, dtype=torch.int, device=device)
         self.active = torch.arange(facts, device=device)
         self.solved = Solved(
-            loss.project(start),
+            balls.project(start),
             torch.full((facts,), math.nan, device=device),
             torch.zeros(facts, dtype=torch.int, device=device),
             torch.zeros(facts, dtype=torch.bool, device=device),
@@ -73,18 +63,9 @@ class Search:
         """Of the active facts `[active, d_model]`."""
         return self.solved.delta[self.active]
 
-    def values(self, at_most: int, ranked: bool = False) -> Iterator[Value]:
-        """The losses of the active facts, one evaluation after another while there are any."""
-        for _ in range(at_most):
-            value = self.evaluate(ranked)
-            if len(self.active):
-                yield value
-            if not len(self.active):
-                return
-
-    def evaluate(self, ranked: bool = False) -> Value:
-        """The loss of the active facts. Those whose loss is not finite are given up, and not among them."""
-        value = self.loss(self.delta, ranked=True) if ranked else self.loss(self.delta)
+    def evaluate(self, delta: Tensor | None = None) -> Generator[Tensor, Value, Value]:
+        """The loss of the active facts, at delta or where they are. Those whose loss is not finite are given up."""
+        value = yield self.delta if delta is None else delta
         bad = ~(value.total.isfinite() & value.gradient.isfinite().all(1))
         if bad.any():
             given_up = self.active[bad]
@@ -104,20 +85,70 @@ class Search:
         return done if stop_when_first is None else done | (self.firsts[self.active] >= stop_when_first)
 
     def move(self, delta: Tensor) -> None:
-        """Put the active facts at `delta` `[active, d_model]`, projected into the ball."""
-        self.solved.delta[self.active] = self.loss.project(delta)
+        """Put the active facts at `delta` `[active, d_model]`, projected into their balls."""
+        self.solved.delta[self.active] = self.balls.project(delta)
 
     def leave(self, done: Tensor) -> None:
         """Take the facts marked in `done` `[active]` (bool) out of the search."""
         if done.any():
-            staying = (~done).nonzero()[:, 0]
-            self.active = self.active[staying]
-            if len(staying):
-                self.loss = self.loss.select(staying)
+            self.active = self.active[~done]
+            self.balls = self.balls.select((~done).nonzero()[:, 0])
+
+
+class Course:
+    """A search under way, from one evaluation to the next. It is over when no fact is left, or the descent ends."""
+
+    def __init__(self, descent: Descent, balls: Balls, start: Tensor):
+        """Begin at `start` `[facts, d_model]`."""
+        self.search = Search(balls, start)
+        self._steps = descent.descend(self.search)
+        self.asked = next(self._steps)
+        """Where the active facts wait for an evaluation `[active, d_model]`."""
+
+    @property
+    def active(self) -> Tensor:
+        """Their numbers; none when the search is over."""
+        return self.search.active[: len(self.asked)]
+
+    @property
+    def turn(self) -> Tensor:
+        """How many evaluations they have had `[active]`."""
+        return self.search.solved.evaluations[self.active]
+
+    def go_on(self, value: Value) -> None:
+        """Take the next step, with the loss of the active facts where it was asked for."""
+        try:
+            self.asked = self._steps.send(value)
+        except StopIteration:
+            self.asked = self.asked[:0]
+
+
+class Descent(ABC):
+    """A search for the delta that makes a loss small, for many facts at once."""
+
+    stop_when_first: int | None
+    """Whether evaluations are to say, too, which targets are the most probable; if not None."""
+
+    @property
+    @abstractmethod
+    def at_most(self) -> int:
+        """Evaluations of a fact, at most."""
+
+    @abstractmethod
+    def descend(self, search: Search) -> Steps:
+        """Search from where the facts are."""
+
+    def __call__(self, loss: TargetLoss, start: Tensor) -> Solved:
+        """Search from `start` `[facts, d_model]`, all facts together."""
+        course = Course(self, loss.balls, start)
+        while len(course.active):
+            seen = loss if len(course.active) == len(loss) else loss.select(course.active)
+            course.go_on(seen(course.asked, self.stop_when_first is not None))
+        return course.search.solved
 
 
 @dataclass(frozen=True)
-class Adam:
+class Adam(Descent):
     """Adam on each fact's delta, projected into the clamp's ball after each step (ROME's and MEMIT's search)."""
 
     steps: Annotated[int, Field(ge=1)] = 25
@@ -138,27 +169,24 @@ class Adam:
         """Evaluations of a fact, at most."""
         return self.steps
 
-    def __call__(self, loss: TargetLoss | Views, start: Tensor) -> Solved:
-        """Search from `start` `[facts, d_model]`."""
-        search = Search(loss, start)
+    def descend(self, search: Search) -> Steps:
+        """Search from where the facts are."""
         delta = search.solved.delta.clone()
         optimiser = torch.optim.Adam([delta], lr=self.rate)
-        for value in search.values(self.steps, ranked=self.stop_when_first is not None):
+        for _ in range(self.steps):
+            value = yield from search.evaluate()
             if self.stop_below is not None or self.stop_when_first is not None:
                 done = search.reached(value.nll, self.stop_below, self.stop_when_first)
                 search.leave(done)
                 value = value.select(~done)
-            if not len(search.active):
-                break
             delta.grad = torch.zeros_like(delta).index_copy(0, search.active, value.gradient)
             optimiser.step()
             search.move(delta[search.active])
             delta[search.active] = search.delta
-        return search.solved
 
 
 @dataclass(frozen=True)
-class PairedAdam:
+class PairedAdam(Descent):
     """PMET's search (arXiv 2308.08742): the attention's output changes along with the FFN's, which alone is written.
 
     Both changes are free, each in a ball around its own output, and what the loss sees is their sum. It is added to the
@@ -183,36 +211,33 @@ class PairedAdam:
         """Evaluations of a fact, at most."""
         return self.steps
 
-    def __call__(self, loss: TargetLoss | Views, start: Tensor) -> Solved:
-        """Search from `start` `[facts, d_model]`, all of it the FFN's; the FFN's change alone is given back.
+    def descend(self, search: Search) -> Steps:
+        """Search from where the facts are, all of it the FFN's; the FFN's change alone is given back.
 
         Raises:
             UserError: the loss does not tell the parts of h apart.
         """
-        if loss.attention is None:
+        balls = search.balls
+        if balls.attention is None:
             raise UserError("the paired search needs targets at the FFN's output; set site=ffn")
-        search = Search(loss, start)
-        pair = torch.stack([search.solved.delta, torch.zeros_like(start)])
-        radius = loss.clamp * torch.stack([loss.size, loss.attention])[:, :, None]
+        pair = torch.stack([search.solved.delta, torch.zeros_like(search.solved.delta)])
+        radius = balls.clamp * torch.stack([balls.size, balls.attention])[:, :, None]
         optimiser = torch.optim.Adam([pair], lr=self.rate)
-        for value in search.values(self.steps, ranked=self.stop_when_first is not None):
+        for _ in range(self.steps):
+            value = yield from search.evaluate(pair.sum(0)[search.active])
             done = search.reached(value.nll, self.stop_below, self.stop_when_first)
             search.leave(done)
-            if not len(search.active):
-                break
             gradient = value.select(~done).gradient.expand(2, -1, -1)
             pair.grad = torch.zeros_like(pair).index_copy(1, search.active, gradient)
             before = pair.clone()
             optimiser.step()
             moved = pair * (radius / pair.norm(dim=2, keepdim=True).clamp_min(1e-30)).clamp_max(1)
             pair.copy_(before.index_copy(1, search.active, moved[:, search.active]))
-            search.solved.delta[search.active] = pair.sum(0)[search.active]
-        search.solved.delta = torch.where(search.solved.failed[:, None], 0, pair[0])
-        return search.solved
+            search.solved.delta[search.active] = pair[0][search.active]
 
 
 @dataclass(frozen=True)
-class LogOdds:
+class LogOdds(Descent):
     """Steps whose length aims at a log-odds of the target, along a normalised momentum (docs/method.md)."""
 
     aim: float = 4.0
@@ -244,23 +269,20 @@ class LogOdds:
         """Evaluations of a fact, at most."""
         return self.evaluations
 
-    def __call__(self, loss: TargetLoss | Views, start: Tensor) -> Solved:
-        """Search from `start` `[facts, d_model]`."""
-        search = Search(loss, start)
-        velocity = torch.zeros_like(start)
-        for value in search.values(self.evaluations, ranked=self.stop_when_first is not None):
-            whole = value.nll * search.loss.tokens
+    def descend(self, search: Search) -> Steps:
+        """Search from where the facts are."""
+        velocity = torch.zeros_like(search.solved.delta)
+        for _ in range(self.evaluations):
+            value = yield from search.evaluate()
+            whole = value.nll * search.balls.tokens
             done = search.reached(whole, self.stop_below, self.stop_when_first)
             search.leave(done)
-            if not len(search.active):
-                break
             nll, gradient = value.nll[~done], value.gradient[~done]
             velocity[search.active] = self.momentum * velocity[search.active] + _unit(gradient)
             direction = _unit(velocity[search.active])
             last = whole[~done] < self.last_below
-            search.move(search.delta - self._length(nll, gradient, direction, last, search.loss.hidden) * direction)
+            search.move(search.delta - self._length(nll, gradient, direction, last, search.balls.hidden) * direction)
             search.leave(last)
-        return search.solved
 
     def _length(self, nll: Tensor, gradient: Tensor, direction: Tensor, last: Tensor, hidden: Tensor) -> Tensor:
         """How far to go `[active, 1]`: to the aimed log-odds if the slope held, but not further than allowed."""

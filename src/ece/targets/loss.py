@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Annotated, Literal
 
 import torch
@@ -61,9 +62,56 @@ class Value:
     """`[facts]` bool: whether every token of the target is the most probable one on every prompt; if asked for."""
 
     def select(self, facts: Tensor) -> Value:
-        """Of the facts marked in `facts` (bool)."""
+        """Of some facts: by their numbers, or marked (bool)."""
         first = self.first[facts] if self.first is not None else None
         return Value(self.nll[facts], self.total[facts], self.gradient[facts], first)
+
+    def split(self, sizes: Sequence[int]) -> list[Value]:
+        """Of so many facts after another."""
+        return [self.select(facts) for facts in torch.arange(len(self.nll), device=self.nll.device).split(list(sizes))]
+
+
+@dataclass(frozen=True)
+class Balls:
+    """Where the deltas of some facts may be: within a ball around each fact's state h."""
+
+    hidden: Tensor
+    """`[facts, d_model]`, float32: h of each fact, from its bare prompt."""
+
+    size: Tensor
+    """`[facts]`: the norm that clamp and decay refer to: of h, or of the FFN's part of it."""
+
+    clamp: float
+    """Largest norm of delta, relative to `size`."""
+
+    tokens: Tensor
+    """`[facts]`: how many tokens each target has"""
+
+    attention: Tensor | None = None
+    """`[facts]`: the norm of the attention's part of h; where `size` is of the FFN's."""
+
+    def __len__(self) -> int:
+        return len(self.hidden)
+
+    def select(self, facts: Tensor) -> Balls:
+        """Those of some facts, in the order given."""
+        attention = self.attention[facts.to(self.attention.device)] if self.attention is not None else None
+        hidden, size, tokens = (each[facts.to(each.device)] for each in (self.hidden, self.size, self.tokens))
+        return Balls(hidden, size, self.clamp, tokens, attention)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Balls]) -> Balls:
+        """Those of several parts, in their order."""
+        hidden, size, tokens = (
+            torch.cat([getattr(part, name) for part in parts]) for name in ("hidden", "size", "tokens")
+        )
+        attention = [part.attention for part in parts if part.attention is not None]
+        return cls(hidden, size, parts[0].clamp, tokens, torch.cat(attention) if attention else None)
+
+    def project(self, delta: Tensor) -> Tensor:
+        """The nearest delta inside the balls."""
+        radius = self.clamp * self.size
+        return delta * (radius / delta.norm(dim=1).clamp_min(1e-30)).clamp_max(1)[:, None]
 
 
 @dataclass(frozen=True)
@@ -83,29 +131,35 @@ class _Rows:
     position: Tensor
     """`[predictions]`: its position in the tail"""
 
-    def select(self, facts: Tensor, *per_prediction: Tensor) -> tuple[_Rows, list[Tensor]]:
-        """Keep some facts, renumbered in the order given."""
+    def select(self, facts: Tensor, view: Tensor, views: int, *per_prediction: Tensor) -> tuple[_Rows, list[Tensor]]:
+        """Keep some facts, renumbered in the order given, each in every `views`th context from its `view` on."""
         facts = facts.to(self.fact.device)
         renumbered = torch.full((int(self.fact.max()) + 1,), -1, device=facts.device)
         renumbered[facts] = torch.arange(len(facts), device=facts.device)
         fact = renumbered[self.fact]
+        seen = (fact >= 0) & (self.context % views == view.to(fact.device)[fact])
         rows = fact.argsort(stable=True)
-        rows = rows[fact[rows] >= 0]
-        return self._take(rows, fact[rows], *per_prediction)
-
-    def through(self, contexts: Sequence[int], *per_prediction: Tensor) -> tuple[_Rows, list[Tensor]]:
-        """Keep the prompts in some contexts."""
-        rows = torch.isin(self.context, torch.tensor(contexts, device=self.context.device)).nonzero()[:, 0]
-        return self._take(rows, self.fact[rows], *per_prediction)
-
-    def _take(self, rows: Tensor, fact: Tensor, *per_prediction: Tensor) -> tuple[_Rows, list[Tensor]]:
-        """Some of the rows, in the order given, for the facts that `fact` `[rows]` says."""
+        rows = rows[seen[rows]]
+        fact = fact[rows]
         new_row = torch.full_like(self.fact, -1)
         new_row[rows] = torch.arange(len(rows), device=rows.device)
         kept = (new_row[self.row] >= 0).nonzero()[:, 0]
         kept = kept[new_row[self.row[kept]].argsort(stable=True)]
         taken = _Rows(self.tails.select(rows), fact, self.context[rows], new_row[self.row[kept]], self.position[kept])
         return taken, [values[kept] for values in per_prediction]
+
+    @classmethod
+    def joined(cls, parts: Sequence[_Rows], facts: Sequence[int]) -> _Rows:
+        """Those of several parts with so many facts each, in their order."""
+        first_fact = [0, *accumulate(facts)]
+        first_row = [0, *accumulate(len(part.fact) for part in parts)]
+        return cls(
+            Tails.joined([part.tails for part in parts]),
+            torch.cat([part.fact + first for part, first in zip(parts, first_fact, strict=False)]),
+            torch.cat([part.context for part in parts]),
+            torch.cat([part.row + first for part, first in zip(parts, first_row, strict=False)]),
+            torch.cat([part.position for part in parts]),
+        )
 
     def alone(self, predictions: Tensor) -> _Rows:
         """The rows of some predictions (bool), of which each has a row of its own."""
@@ -124,11 +178,8 @@ class _Rows:
 class TargetLoss:
     """Eq. 12 as a function of delta `[facts, d_model]`, added to layer L's output at each subject's last token."""
 
-    hidden: Tensor
-    """`[facts, d_model]`, float32: h of each fact, from its bare prompt."""
-
-    size: Tensor
-    """`[facts]`: the norm that clamp and decay refer to: of h, or of the FFN's part of it."""
+    balls: Balls
+    """Where delta may be."""
 
     weights: Weights
     _rows: _Rows
@@ -140,14 +191,11 @@ class TargetLoss:
     _share: Tensor
     """`[predictions]`: what each counts in the NLL of its fact"""
 
-    _reference: Tensor
-    """`[facts, vocabulary]`: unedited log-probabilities after the essence prompts"""
+    _reference: tuple[Tensor, ...]
+    """Of each fact `[vocabulary]`: unedited log-probabilities after its essence prompt; where the KL term counts"""
 
-    tokens: Tensor
-    """`[facts]`: how many tokens each target has"""
-
-    attention: Tensor | None = None
-    """`[facts]`: the norm of the attention's part of h; where `size` is of the FFN's."""
+    contexts: int
+    """How many each fact's prompt is in."""
 
     @classmethod
     def prepare(
@@ -179,7 +227,7 @@ class TargetLoss:
             texts += [locate(model, ESSENCE, f.subject) for f in facts]
             fact, context = torch.cat([fact, number]), torch.cat([context, torch.full_like(number, len(before))])
         with parts_captured(model, layer) if site == "ffn" else nullcontext(Parts()) as parts:
-            rows, token = _rows(model, layer, texts, fact, context, prefixes)
+            rows, token = _rows(model, layer, texts, fact, context, prefixes, pack=site == "layer")
         per_text = torch.tensor([len(tokens.target) or 1 for tokens in texts], device=model.device)
         share = (token != ESSENCE_TOKEN) / (per_text[rows.row].float() * len(before))
 
@@ -189,48 +237,58 @@ class TargetLoss:
         hidden = at_subject(rows.tails.hidden)
         about = rows.alone(token == ESSENCE_TOKEN) if weights.kl else None
         with torch.no_grad():
-            reference = about.logits(torch.zeros_like(hidden)).log_softmax(-1) if about else hidden[:, :0]
+            reference = about.logits(torch.zeros_like(hidden)).log_softmax(-1).unbind() if about else ()
         size, attention = hidden.norm(dim=1), None
         if site == "ffn":
             size, attention = (at_subject(part).norm(dim=1) for part in (parts.ffn, parts.attention))
         tokens = per_text[: prompts : len(before)]
-        return cls(hidden, size, weights, rows, token, share, reference, tokens, attention)
+        balls = Balls(hidden, size, weights.clamp, tokens, attention)
+        return cls(balls, weights, rows, token, share, reference, len(before))
 
-    def views(self, at_most: int) -> list[TargetLoss]:
-        """The contexts, and the essence prompt after them, dealt out among so many losses (at most one a context).
-
-        The NLL of each is the mean over its contexts; the KL term counts in one of them for all.
-        """
-        essence = int(self._rows.context.max()) + 1 - bool(self.weights.kl)
-        views = min(at_most, essence)
-        if views == 1:
-            return [self]
-        return [self._through(range(view, essence + 1, views), essence, views) for view in range(views)]
-
-    def _through(self, seen: Sequence[int], essence: int, views: int) -> TargetLoss:
-        rows, (token, share) = self._rows.through(seen, self._token, self._share)
-        share *= essence / sum(context < essence for context in seen)
-        kl = self.weights.kl * views if essence in seen else 0.0
-        reference = self._reference if kl else self._reference[:, :0]
-        weights = replace(self.weights, kl=kl)
-        return replace(self, weights=weights, _rows=rows, _token=token, _share=share, _reference=reference)
+    @classmethod
+    def joined(cls, parts: Sequence[TargetLoss]) -> TargetLoss:
+        """The loss of the facts of several parts, in their order; they differ in nothing else."""
+        token, share = (torch.cat([getattr(part, name) for part in parts]) for name in ("_token", "_share"))
+        return replace(
+            parts[0],
+            balls=Balls.joined([part.balls for part in parts]),
+            _rows=_Rows.joined([part._rows for part in parts], [len(part) for part in parts]),
+            _token=token,
+            _share=share,
+            _reference=tuple(each for part in parts for each in part._reference),
+        )
 
     def select(self, facts: Tensor) -> TargetLoss:
         """The loss of some of the facts, in the order given."""
-        rows, (token, share) = self._rows.select(facts, self._token, self._share)
-        attention = self.attention[facts.to(self.attention.device)] if self.attention is not None else None
-        hidden, size, reference, tokens = (
-            of_facts[facts.to(of_facts.device)] for of_facts in (self.hidden, self.size, self._reference, self.tokens)
-        )
-        return TargetLoss(hidden, size, self.weights, rows, token, share, reference, tokens, attention)
+        return self.through(facts, torch.zeros_like(facts), 1)
 
-    def __len__(self) -> int:
-        return len(self.hidden)
+    def through(self, facts: Tensor, turn: Tensor, views: int) -> TargetLoss:
+        """The loss of some facts, in the order given, each through the view whose turn it is: a part of the cost.
+
+        The contexts, and the essence prompt after them, are dealt out among the views (at most one a context). The NLL
+        is the mean over a view's contexts; the KL term counts in one of the views, for all of them.
+
+        Args:
+            facts: `[some]`, their numbers.
+            turn: `[some]`: how many views of each came before.
+            views: how many there are.
+        """
+        views = min(views, self.contexts)
+        view = turn % views
+        rows, (token, share) = self._rows.select(facts, view, views, self._token, self._share)
+        in_view = (self.contexts - view + views - 1) // views
+        share = share * (self.contexts / in_view).to(share)[rows.fact[rows.row]]
+        weights = replace(self.weights, kl=views * self.weights.kl)
+        reference = tuple(self._reference[fact] for fact in facts.tolist()) if self._reference else ()
+        return TargetLoss(self.balls.select(facts), weights, rows, token, share, reference, self.contexts)
 
     @property
-    def clamp(self) -> float:
-        """Largest norm of delta, relative to `size`."""
-        return self.weights.clamp
+    def hidden(self) -> Tensor:
+        """`[facts, d_model]`, float32: h of each fact, from its bare prompt."""
+        return self.balls.hidden
+
+    def __len__(self) -> int:
+        return len(self.balls)
 
     def __call__(self, delta: Tensor, ranked: bool = False) -> Value:
         """Evaluate loss and gradient at delta `[facts, d_model]`; `ranked`: also whether the targets come first."""
@@ -241,14 +299,13 @@ class TargetLoss:
         nll, loss = self._of_logits(slope := logits.detach())
         (gradient,) = torch.autograd.grad(logits, delta, slope)
         norm = delta.detach().norm(dim=1)
-        scale = self.weights.decay / self.size**2
+        scale = self.weights.decay / self.balls.size**2
         decay_gradient = torch.where(norm > 0, scale / norm, 0)[:, None] * delta.detach()
         return Value(nll.to(delta.device), loss.to(delta.device) + scale * norm, gradient + decay_gradient, first)
 
     def project(self, delta: Tensor) -> Tensor:
-        """The nearest delta inside the ball of radius clamp * size."""
-        radius = self.weights.clamp * self.size
-        return delta * (radius / delta.norm(dim=1).clamp_min(1e-30)).clamp_max(1)[:, None]
+        """The nearest delta inside the balls."""
+        return self.balls.project(delta)
 
     @torch.no_grad()
     def _of_logits(self, logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -283,7 +340,7 @@ class TargetLoss:
             fact: `[some]`
             kl: by fact, the divergence.
         """
-        surprise = log_p.sub_(self._reference[fact.to(self._reference.device)].to(log_p))
+        surprise = log_p.sub_(torch.stack([self._reference[number] for number in fact.tolist()]).to(log_p))
         kl[fact] = (p * surprise).sum(1)
         return p.mul_(surprise.sub_(kl[fact, None])).mul_(self.weights.kl)
 
@@ -299,10 +356,17 @@ class TargetLoss:
 
 
 def _rows(
-    model: Model, layer: int, texts: Sequence[Tokens], fact: Tensor, context: Tensor, prefixes: SharedPrefixes
+    model: Model,
+    layer: int,
+    texts: Sequence[Tokens],
+    fact: Tensor,
+    context: Tensor,
+    prefixes: SharedPrefixes,
+    pack: bool,
 ) -> tuple[_Rows, Tensor]:
     """Tails of texts cut at their subjects, the predictions of their targets or of what comes next, and the tokens."""
-    tails = Tails.cut(model, layer, [text.read for text in texts], [text.subject_last for text in texts], prefixes)
+    cuts = [text.subject_last for text in texts]
+    tails = Tails.cut(model, layer, [text.read for text in texts], cuts, prefixes, pack)
     wanted = []
     for i, text in enumerate(texts):
         first = text.target_start - 1 - text.subject_last

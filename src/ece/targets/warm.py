@@ -41,14 +41,16 @@ class _Sums:
     """`[d_model, d_model]`: X^T Y"""
 
     @classmethod
-    def of(cls, x: Tensor, y: Tensor, device: torch.device) -> _Sums:
-        """Of rows `[rows, d_model]`, kept on a device."""
-        x, y = x.to(device, torch.float64), y.to(device, torch.float64)
-        return cls(len(x), x.sum(0), y.sum(0), x.T @ x, x.T @ y)
+    def none(cls, width: int, device: torch.device) -> _Sums:
+        """Of no rows yet, kept on a device."""
+        row = torch.zeros(width, dtype=torch.float64, device=device)
+        return cls(0, row, row, row.diag(), row.diag())
 
-    def __add__(self, other: _Sums) -> _Sums:
-        pairs = zip(vars(self).values(), vars(other).values(), strict=True)
-        return _Sums(*(mine + yours for mine, yours in pairs))
+    def plus(self, x: Tensor, y: Tensor) -> _Sums:
+        """With some more rows `[rows, d_model]`."""
+        x, y = x.to(self.inputs), y.to(self.inputs)
+        squared, crossed = self.inputs_squared.addmm(x.T, x), self.crossed.addmm(x.T, y)
+        return _Sums(self.count + len(x), self.inputs + x.sum(0), self.outputs + y.sum(0), squared, crossed)
 
 
 @dataclass
@@ -79,29 +81,27 @@ class WarmStart:
         """Take in solved edits: embeddings and deltas, both `[facts, d_model]`."""
         norm = delta.norm(dim=1, keepdim=True)
         solved = norm[:, 0] > 0
-        device = self._sums.inputs.device if self._sums else delta.device
-        new = _Sums.of(embeddings.to(delta.device)[solved], (delta / norm)[solved], device)
-        self._sums = self._sums + new if self._sums else new
+        sums = self._sums or _Sums.none(delta.shape[1], delta.device)
+        self._sums = sums.plus(embeddings.to(delta.device)[solved], (delta / norm)[solved])
 
     def __call__(self, embeddings: Tensor, hidden: Tensor) -> Tensor:
         """Where to start `[facts, d_model]`: zero until enough has been learned."""
         sums = self._sums
         if sums is None or sums.count < self.enough:
             return torch.zeros_like(hidden)
-        centre, scale, coefficients, intercept = self._regressed(sums)
-        x = (embeddings.to(centre) - centre) / scale
-        predicted = (x @ coefficients + intercept).to(hidden)
+        predicted = self._regressed(sums, embeddings.to(sums.inputs)).to(hidden)
         return self.length * hidden.norm(dim=1, keepdim=True) * nn.functional.normalize(predicted, dim=1)
 
-    def _regressed(self, sums: _Sums) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Ridge regression on inputs that are centred and scaled by one number: both, coefficients and intercept.
+    def _regressed(self, sums: _Sums, inputs: Tensor) -> Tensor:
+        """Ridge regression on inputs that are centred and scaled by one number: what it predicts of `[facts, d_model]`.
 
         Centred inputs say nothing about the intercept, which therefore is regressed alone.
         """
         n, width = sums.count, len(sums.inputs)
         centre = sums.inputs / n
         scale = ((sums.inputs_squared.trace() - sums.inputs.sum() ** 2 / (n * width)) / (n * width - 1)).sqrt()
-        moment = (sums.inputs_squared - n * centre.outer(centre)) / scale**2
+        moment = sums.inputs_squared.addr(centre, centre, alpha=-n).div_(scale**2)
         moment.diagonal().add_(self.ridge * n)
-        crossed = (sums.crossed - centre.outer(sums.outputs)) / scale
-        return centre, scale, torch.linalg.solve(moment, crossed), sums.outputs / n / (1 + self.ridge)
+        crossed = sums.crossed.addr(centre, sums.outputs, alpha=-1).div_(scale)
+        weights = torch.linalg.solve(moment, ((inputs - centre) / scale).T).T
+        return weights @ crossed + sums.outputs / n / (1 + self.ridge)
