@@ -41,9 +41,13 @@ class Gated(torch.autograd.Function):
 def activations_made_again(network: nn.Module) -> None:
     """Let a network's gated FFNs do so, where they are transformers' own and nobody has replaced their `forward`."""
     for module in network.modules():
-        as_made = type(module).__module__.startswith("transformers.") and "forward" not in vars(module)
-        if as_made and {name for name, _ in module.named_children()} == PARTS:
+        if as_made(module) and {name for name, _ in module.named_children()} == PARTS:
             module.forward = MethodType(_forward, module)
+
+
+def as_made(module: nn.Module) -> bool:
+    """Whether a module is transformers' own, and nobody has replaced its `forward`."""
+    return type(module).__module__.startswith("transformers.") and "forward" not in vars(module)
 
 
 def _forward(ffn: Any, x: Tensor) -> Tensor:

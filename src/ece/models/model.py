@@ -15,6 +15,7 @@ from ece.models.attention import group_heads
 from ece.models.families import FAMILIES, Family
 from ece.models.gated import activations_made_again
 from ece.models.memories import Memory
+from ece.models.norms import norms_by_hand
 from ece.models.overlay import Overlay
 
 EDITABLE = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -50,6 +51,7 @@ class Model:
         self.network = network.eval().requires_grad_(False)
         group_heads(network)
         activations_made_again(network)
+        norms_by_hand(network)
         self.tokenizer = tokenizer
         self.name = name
         self.family = family_of(network.config.model_type)
