@@ -29,7 +29,7 @@ from ece.methods.writing import spread, statistics
 
 SHOWN = (
     *("efficacy", "generalization", "specificity", "specificity_gold", "specificity_kept", "specificity_unchanged"),
-    *("score", "efficacy_exact", "specificity_soft", "score_soft"),
+    *("score", "efficacy_exact", "efficacy_soft", "generalization_soft", "specificity_soft", "score_soft"),
 )
 
 IN_ONE_BATCH = "all in one batch"
@@ -60,6 +60,10 @@ def settings(recipe: ece.Recipe, d_ff: int) -> dict[str, ece.Recipe]:
         "names kept, lambda 1200": replace(recipe, keep_names=0.3, regularise=1200.0),
         "mean keys": replace(recipe, keys="contexts"),
         "written after contexts": replace(recipe, write_contexts=2),
+        "the common part written too": replace(recipe, leave_common=0.0),
+        "the common part written too, lambda 1400": replace(recipe, leave_common=0.0, regularise=1400.0),
+        "none of the common part written": replace(recipe, leave_common=1.0),
+        "half of the common part, lambda 1400": replace(recipe, regularise=1400.0),
         "neurons by RS, p 0.8": replace(recipe, neurons=Neurons("rs", 0.8)),
         "as many at random": replace(recipe, neurons=Neurons("random", 0.8)),
     }

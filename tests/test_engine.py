@@ -436,10 +436,11 @@ def test_whole_prompts_are_kept(tiny: Model, more_facts: list[Fact], earlier: fl
     torch.testing.assert_close(History.of(tiny, [made]).moments[layer].whole(), own.T @ own + around.T @ around)
 
 
-def test_contexts_are_written_each_towards_its_own_target(tiny: Model, more_facts: list[Fact]):
+@pytest.mark.parametrize("left_out", [0.0, 0.7])
+def test_contexts_are_written_each_towards_its_own_target(tiny: Model, more_facts: list[Fact], left_out: float):
     """The second batch finds every context's state moved by the first, each by another amount."""
     before, count, history = ["", *make.OPENINGS[1:4]], 0.6, History()
-    recipe = replace(ONE_LAYER, write_contexts=2, contexts_weight=count, targets_from="original")
+    recipe = replace(ONE_LAYER, write_contexts=2, contexts_weight=count, targets_from="original", leave_common=left_out)
     system = recipe.regularise * statistics(tiny, recipe)[2].double()
 
     def read(facts: list[Fact], what: Callable[..., Tensor]) -> Tensor:
@@ -454,7 +455,10 @@ def test_contexts_are_written_each_towards_its_own_target(tiny: Model, more_fact
         with tiny.overlay.suspended(tiny):
             keys, goal = read(facts, reference.key) * root, read(facts, reference.hidden_state)
         goal += torch.cat([made.delta, made.delta.repeat_interleave(2, 0)]).double()
-        residuals = (goal - read(facts, reference.hidden_state)) * root
+        residuals = goal - read(facts, reference.hidden_state)
+        common = [sum(residuals[j] for j in range(len(facts)) if j != i) / (len(facts) + 9) for i in range(len(facts))]
+        common += [common[i] for i in range(len(facts)) for _ in range(2)]
+        residuals = (residuals - left_out * torch.stack(common)) * root
         best = torch.from_numpy(reference.least_squares(system, keys.T, residuals.T))
         system += keys.T @ keys
         assert made.deltas[2].left.shape[1] == len(facts)

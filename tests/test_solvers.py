@@ -17,7 +17,7 @@ from ece.models import LowRank
 from ece.update.after import AsSolved, Prune, Rect, combined
 from ece.update.solve import least_squares
 from ece.update.solvers import Equality, LeastSquares, NullSpace, Solve, Writing
-from ece.update.spread import Rounds, Spread
+from ece.update.spread import Rounds, Spread, in_common
 
 quick = settings(max_examples=30, deadline=None, derandomize=True)
 D_FF, D_MODEL, FACTS = 14, 6, 4
@@ -244,6 +244,24 @@ def test_layers_written():
 def test_shares_of_the_residual():
     assert [Spread().divisor(left) for left in (3, 2, 1)] == [3, 2, 1]
     assert [Spread(share="root").divisor(left) for left in (4, 1)] == [2.0, 1.0]
+
+
+def test_a_fact_alone_has_nothing_in_common_with_others():
+    assert in_common(torch.tensor([[1.0, 2.0]]), 1).tolist() == [[0, 0]]
+    assert in_common(torch.ones(3, 2), 1).tolist() == [[0, 0]] * 3
+
+
+@given(st.integers(2, 40), st.integers(0, 2), st.integers(0, 2**32 - 1))
+def test_what_facts_have_in_common_is_of_the_others(facts: int, contexts: int, seed: int):
+    """Not of the fact itself; half of the others' mean with ten of them, nearly all of it with many."""
+    generator = torch.Generator().manual_seed(seed)
+    residuals = torch.randn(facts * (1 + contexts), 4, generator=generator, dtype=torch.float64)
+    found = in_common(residuals, facts)
+    for fact in range(facts):
+        others = residuals[[other for other in range(facts) if other != fact]]
+        expected = others.mean(0) * len(others) / (len(others) + 10)
+        rows = [fact, *range(facts + fact * contexts, facts + (fact + 1) * contexts)]
+        torch.testing.assert_close(found[rows], expected.expand(len(rows), -1))
 
 
 def test_facts_that_take_part_in_a_sweep():

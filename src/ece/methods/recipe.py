@@ -178,6 +178,10 @@ class Recipe:
     contexts_weight: Annotated[float, Field(gt=0)] = 0.25
     """How much they count together, beside the bare prompt, in what is written and in what later batches keep."""
 
+    leave_common: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """How much of what a fact's residual has in common with the others' of its batch is not written: it says nothing of
+    the fact, and all of them would write it to whatever looks like a subject."""
+
     corpus: str = DEFAULT_CORPUS
     """The text that E[kk^T] is taken over."""
 

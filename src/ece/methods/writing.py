@@ -17,7 +17,7 @@ from ece.models import Delta, LowRank, Model
 from ece.update.after import combined
 from ece.update.solve import reduced, shrunk
 from ece.update.solvers import Writing
-from ece.update.spread import Rounds
+from ece.update.spread import Rounds, in_common
 from ece.update.statistics import key_statistics, name_statistics
 
 
@@ -100,7 +100,9 @@ def spread(
     with model.overlay.trial(model) as lay:
         for place, (layer, read) in enumerate(subjects.along(layers, layers[-1], recipe.site, recipe.residual)):
             key = keys[layer] = read.key
-            residual = (wanted.to(read.now) - read.now) / recipe.spread.divisor(len(layers) - place)
+            residual = wanted.to(read.now) - read.now
+            residual -= recipe.leave_common * in_common(residual, len(key))
+            residual /= recipe.spread.divisor(len(layers) - place)
             residual *= subjects.roots.to(residual)
             choice = recipe.neurons
             neurons = select(choice.score, choice.p, key, model.weight(layer), choice.share)

@@ -1,4 +1,4 @@
-"""Which of the critical layers are written, and what share of the residual each takes: a recipe's `spread`."""
+"""Which of the critical layers are written, and what part of the residual each takes: a recipe's `spread`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from typing import Annotated, Literal
 import torch
 from pydantic import Field
 from torch import Tensor
+
+FEW = 10
+"""With so many others, what a fact has in common with them is taken to be half of their mean."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,21 @@ class Spread:
     def divisor(self, left: int) -> float:
         """What the residual is divided by when so many layers are left, this one included."""
         return math.sqrt(left) if self.share == "root" else left
+
+
+def in_common(residuals: Tensor, facts: int) -> Tensor:
+    """What each fact's residual has in common with the others': their mean, less of it where they are few.
+
+    Args:
+        residuals: `[facts + facts x contexts, d_model]`: after bare prompts, and after each fact's contexts.
+        facts: how many.
+
+    Returns:
+        As `residuals`; it is that of bare prompts after contexts, too.
+    """
+    bare = residuals[:facts]
+    of_others = (bare.sum(0) - bare) / (facts - 1 + FEW)
+    return torch.cat([of_others, of_others.repeat_interleave(len(residuals) // facts - 1, 0)])
 
 
 @dataclass(frozen=True)

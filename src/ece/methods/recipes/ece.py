@@ -34,9 +34,10 @@ ECE = Recipe(
     source=f"{PAPER}; docs/results.md",
     targets=PerFact(LogOdds(), views=2, warm=True),
     targets_from="original",
-    regularise=1400.0,
+    regularise=1000.0,
     shrink=0.6,
     keep_prompts=0.25,
     keep_after=0.25,
     write_contexts=2,
+    leave_common=0.5,
 )
