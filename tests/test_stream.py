@@ -156,6 +156,14 @@ def test_the_last_facts_are_divided_among_the_workers_alone() -> None:
     assert len(lengths) <= 3 + 8 * ABREAST
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_no_worker_is_idle_while_the_other_has_all_that_is_left(workers: int) -> None:
+    """Six facts begin in a pass, and go on in two."""
+    _, passes, _ = streamed([5] * 6, [1] * 6, 6, workers, together=1)
+    assert [len(facts) for facts in passes[:1]] == [6]
+    assert [len(facts) for facts in passes[1:]] == [3] * 8
+
+
 def test_a_start_is_told_how_far_others_have_come() -> None:
     _, _, noted = streamed([1, 3, 2, 2, 1, 1, 1, 1], [1] * 8, 2, together=2)
     assert noted.halfway[:3] == [[], [], [1]]  # 0 is done, and nothing is known of 2 and 3 yet

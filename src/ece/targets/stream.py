@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -150,9 +151,15 @@ class Stream:
         self.preparing -= self._first(members)
         self.waiting.extend(_Waiting(member, place, loss) for place, member in enumerate(members))
 
+    def _room(self) -> int:
+        """Tokens of the next pass: a full one's, or at the end a worker's share of what is left."""
+        if self.coming or self.preparing or self.waiting:
+            return self.budget
+        return min(self.budget, math.ceil(sum(map(self._next_of, self.begun)) / ABREAST))
+
     def _filled(self) -> list[_Group]:
         """Groups for one pass: those in the middle of their search, and new facts in the places left."""
-        groups, entering, room = [], [], self.budget
+        groups, entering, room = [], [], self._room()
         for group in tuple(self.free):
             if not groups or self._next_of(group) <= room:
                 self.free.remove(group)
