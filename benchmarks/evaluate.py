@@ -12,7 +12,7 @@ from typing import Annotated
 import torch
 import typer
 from machine import COUNTERFACT, matmul_peak, report, start
-from torch.utils.flop_counter import FlopCounterMode
+from operations import counted
 
 import ece
 from ece.evaluation.counterfact import CounterFact
@@ -65,7 +65,7 @@ def main(
     began = time.perf_counter()
     fast = likelihoods(model, asked)
     seconds = (time.perf_counter() - began) / len(some.records)
-    with FlopCounterMode(display=False) as counter:
+    with counted() as counter:
         likelihoods(model, asked)
     operations = counter.get_total_flops() / len(some.records)
     flat = [answer for answers in fast[: len(few)] for answer in answers]

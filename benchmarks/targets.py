@@ -16,8 +16,8 @@ from typing import Annotated, Any
 import torch
 import typer
 from machine import COUNTERFACT, matmul_peak, report, start
+from operations import counted
 from plain import plain_search
-from torch.utils.flop_counter import FlopCounterMode
 
 import ece
 from ece.methods.engine import with_layers, written_contexts
@@ -45,7 +45,7 @@ def operations(
     """Of a search; the counter sees one thread only, and slows it down."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    with FlopCounterMode(display=False) as counter:
+    with counted() as counter:
         search(model, facts, recipe, history.warm, before)
     torch.set_num_threads(threads)
     return counter.get_total_flops()
