@@ -456,9 +456,11 @@ def test_contexts_are_written_each_towards_its_own_target(tiny: Model, more_fact
             keys, goal = read(facts, reference.key) * root, read(facts, reference.hidden_state)
         goal += torch.cat([made.delta, made.delta.repeat_interleave(2, 0)]).double()
         residuals = goal - read(facts, reference.hidden_state)
-        common = [sum(residuals[j] for j in range(len(facts)) if j != i) / (len(facts) + 9) for i in range(len(facts))]
-        common += [common[i] for i in range(len(facts)) for _ in range(2)]
-        residuals = (residuals - left_out * torch.stack(common)) * root
+        common = residuals.new_zeros(len(facts), tiny.d_model)
+        for fact in range(len(facts)):
+            for other in set(range(len(facts))) - {fact}:
+                common[fact] += residuals[other] / (len(facts) - 1 + 10)
+        residuals = (residuals - left_out * torch.cat([common, common.repeat_interleave(2, 0)])) * root
         best = torch.from_numpy(reference.least_squares(system, keys.T, residuals.T))
         system += keys.T @ keys
         assert made.deltas[2].left.shape[1] == len(facts)
