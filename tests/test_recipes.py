@@ -29,7 +29,7 @@ from ece.targets.warm import WarmStart
 from ece.update.after import Prune, Rect
 from ece.update.solve import least_squares
 from ece.update.solvers import NullSpace
-from ece.update.spread import Rounds, Spread
+from ece.update.spread import Rounds, Spread, in_common
 
 BEFORE = make.OPENINGS
 LAYERS = (0, 1, 2)
@@ -144,7 +144,8 @@ def test_the_shared_engine_gives_the_bits_it_gave(name: str, more_facts: list[Fa
     with torch.no_grad(), model.overlay.trial(model) as lay:
         for place, layer in enumerate(LAYERS):
             read = subjects.read(entering, layer, LAST, "layer", "prompt")
-            residual = (wanted - read.now) / (len(LAYERS) - place)
+            residual = wanted - read.now
+            residual = (residual - recipe.leave_common * in_common(residual, len(made.hidden))) / (len(LAYERS) - place)
             kept = recipe.regularise * statistic[layer].double()
             if recipe.history:
                 kept += history.moments[layer].whole()
