@@ -251,6 +251,7 @@ def test_a_fact_alone_has_nothing_in_common_with_others():
     assert in_common(torch.ones(3, 2), 1).tolist() == [[0, 0]] * 3
 
 
+@quick
 @given(st.integers(2, 40), st.integers(0, 2), st.integers(0, 2**32 - 1))
 def test_what_facts_have_in_common_is_of_the_others(facts: int, contexts: int, seed: int):
     """Not of the fact itself; half of the others' mean with ten of them, nearly all of it with many."""

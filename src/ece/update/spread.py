@@ -1,4 +1,4 @@
-"""Which of the critical layers are written, and what part of the residual each takes: a recipe's `spread`."""
+"""Which of the critical layers are written, and what share of the residual each takes: a recipe's `spread`."""
 
 from __future__ import annotations
 
