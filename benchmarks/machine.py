@@ -45,17 +45,34 @@ def description() -> dict[str, Any]:
     }
 
 
-def matmul_peak(device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, size: int = 2048) -> float:
+def matmul_peak(
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    size: int = 2048,
+    multiply: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = torch.matmul,
+) -> float:
     """Floating-point operations per second of a large square matrix product: the median of several."""
     a, b = torch.randn(size, size, device=device, dtype=dtype), torch.randn(size, size, device=device, dtype=dtype)
 
     def once() -> float:
         began = time.perf_counter()
-        c = a @ b
+        c = multiply(a, b)
         c[0, 0].item()
         return 2 * size**3 / (time.perf_counter() - began)
 
     return statistics.median([once() for _ in range(15)][3:])
+
+
+def linear_over_matmul() -> float:
+    """How many times as fast as torch's own product that of the models' linear maps is, where both are at their peak.
+
+    They take turns, and the median counts.
+    """
+    from ece.models.linear import available, product  # here, as above
+
+    if not available():
+        return 1.0
+    return statistics.median([matmul_peak(multiply=product) / matmul_peak() for _ in range(5)])
 
 
 def peak_memory() -> float:

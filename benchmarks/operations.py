@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -19,9 +20,15 @@ def backward(slope: Size, query: Size, key: Size, value: Size, *_: Any, **__: An
     return sdpa_backward_flop_count(slope, query, key, value)
 
 
+def linear(x: Size, weight: Size, *_: Any, **__: Any) -> int:
+    """Of a linear map of `[..., in]` by `[out, in]`."""
+    return 2 * math.prod(x) * weight[0]
+
+
 ON_A_PROCESSOR: dict[Any, Callable[..., int]] = {
     ops.aten._scaled_dot_product_flash_attention_for_cpu: forward,
     ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: backward,
+    ops.mkldnn._linear_pointwise: linear,
 }
 """What torch's counter knows for other devices alone."""
 

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from machine import COUNTERFACT, matmul_peak, report, start
+from machine import COUNTERFACT, linear_over_matmul, matmul_peak, report, start
 from operations import counted
 from plain import plain_search
 
@@ -108,11 +108,13 @@ def main(
             "Score": "",
             "GFLOP/s peak": "",
             "% of peak": "",
+            "% of oneDNN's": "",
         }
     )
     shares = {}
     subjects = prepared(model, asked, recipe, before)
     moments, hidden = statistics(model, recipe), states(model, asked, recipe.edited[-1])
+    faster = linear_over_matmul()
     for name, choices in SEARCHES.items():
         if only and name not in only:
             continue
@@ -136,6 +138,7 @@ def main(
                 "Score": str(scores[name]),
                 "GFLOP/s peak": peaks[name] / 1e9,
                 "% of peak": 100 * shares[name],
+                "% of oneDNN's": 100 * shares[name] / faster,
             }
         )
     found = {
@@ -144,6 +147,7 @@ def main(
         "evaluations": evaluations,
         "score": {name: {"mean": mean.mean, "se": mean.se} for name, mean in scores.items()},
         "share_of_peak": shares,
+        "share_of_onednn_peak": {name: share / faster for name, share in shares.items()},
         "peak_gflops": {name: peak / 1e9 for name, peak in peaks.items()},
         "facts": facts,
         "learned_from": learned,

@@ -54,6 +54,15 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    """Two threads for torch, while a test lasts."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(params=make.FAMILIES)
 def tiny(request: pytest.FixtureRequest) -> Model:
     """A tiny random model of each family, new for each test."""

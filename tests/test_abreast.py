@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
 
 import pytest
 import tiny as make
@@ -20,14 +19,6 @@ from ece.models.abreast import crew, workers
 from ece.models.replay import padded, record
 from ece.models.tokens import locate
 from ece.targets.warm import WarmStart
-
-
-@pytest.fixture
-def two_threads() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("at_once", [1, 3])

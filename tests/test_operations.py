@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import tiny as make
 import torch
 from operations import counted
+from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
 
@@ -25,3 +27,15 @@ def test_the_products_of_attention_are_counted():
     with counted() as counter:
         read.sum().backward()
     assert counter.get_total_flops() == 5 * product
+
+
+def test_the_linear_maps_of_a_model_are_counted():
+    """However torch multiplies: as often as its own maps."""
+    linear = make.build("llama").layers[0].get_submodule("mlp.up_proj")
+    assert isinstance(linear, nn.Linear)
+    x = torch.randn(2, 50, linear.in_features, requires_grad=True)
+    for _ in range(2):
+        with counted() as counter:
+            linear(x).sum().backward()
+        assert counter.get_total_flops() == 2 * 2 * 100 * linear.in_features * linear.out_features
+        vars(linear).pop("forward", None)

@@ -138,6 +138,9 @@ def test_searches_are_timed_and_their_edits_scored(tmp_path: Path, monkeypatch: 
     assert found["evaluations"] == {"fast": 3, "default": 3}
     assert all(0 < share < 1 for share in found["share_of_peak"].values())
     assert found["score"].keys() == {"fast", "default"}
+    ratios = [found["share_of_peak"][name] / of_onednn for name, of_onednn in found["share_of_onednn_peak"].items()]
+    assert ratios == pytest.approx([ratios[0]] * 2)  # one machine has one
+    assert 0.5 < ratios[0] < 3
 
 
 def test_every_part_of_an_edit_is_timed_at_the_shape_of_a_large_model(tmp_path: Path):

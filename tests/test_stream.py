@@ -163,6 +163,20 @@ def test_no_worker_is_idle_while_the_other_has_all_that_is_left(workers: int) ->
     assert sorted(len(facts) for facts in passes) == [1, *[3] * 8, 5]
 
 
+def test_the_last_facts_share_a_pass_that_has_all_threads(two_threads: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once what is left is half a pass; until then each of two workers has one of the threads."""
+    threads, evaluate = [], Patience.__call__
+
+    def noting(loss: Patience, delta: Tensor, ranked: bool = False) -> Value:
+        threads.append(torch.get_num_threads())
+        return evaluate(loss, delta, ranked)
+
+    monkeypatch.setattr(Patience, "__call__", noting)
+    _, passes, _ = streamed([5] * 4 + [2] * 4, [1] * 8, 8, workers=2, together=8)
+    assert [len(facts) for facts in passes] == [8, 8, 4, 4, 4]
+    assert threads == [1, 1, 2, 2, 2]
+
+
 def test_a_start_is_told_how_far_others_have_come() -> None:
     _, _, noted = streamed([1, 3, 2, 2, 1, 1, 1, 1], [1] * 8, 2, together=2)
     assert noted.halfway[:3] == [[], [], [1]]  # 0 is done, and nothing is known of 2 and 3 yet

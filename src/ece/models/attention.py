@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
+
+from ece.models.reading import FEW, Layout, Reading, wide
 
 if TYPE_CHECKING:
     from ece.models.padding import Packing
@@ -66,36 +64,26 @@ def _packed_attention(
     packing: Packing,
     **options: Any,
 ) -> Tensor:
-    """As `grouped_attention`; whatever is padded, or of the past, is made again for the gradient instead of kept.
+    """As `grouped_attention`: written out where it is plain and has few scores, else taken apart for `sdpa`."""
+    layer, (rows, positions), heads, key_heads = module.layer_idx, packing.visible.shape, query.shape[1], key.shape[1]
+    few = rows * heads * positions * (past.where.shape[1] + positions) <= FEW
+    if attention_mask is not None and few and _plain(attention_mask, options) and not options.get("dropout"):
+        before, scale = past.states.get(layer), options.get("scaling") or query.shape[-1] ** -0.5
+        layout = packing.once(Layout.of, past.where, packing.visible, heads, key_heads, len(before[0]) if before else 0)
+        mask = packing.once(_added, attention_mask, heads, key_heads, query.dtype)
+        return Reading.apply(query, key, value, before, mask, scale, layout)
+    whole = past.whole(layer, 0, key), past.whole(layer, 1, value)
+    return packing.pack(grouped_attention(module, packing.heads(query), *whole, attention_mask, **options)[0])
 
-    A copy of the past in every layer would be a fifth of all that is kept, padded queries and what they read a tenth.
-    """
-    with _made_again() as again:
-        whole = partial(past.whole, module.layer_idx)
-        keys, values = whole(0, key), whole(1, value)
-        again += [(keys, partial(whole, 0, key.detach())), (values, partial(whole, 1, value.detach()))]
-        rows = packing.heads(query)
-        together = _together(rows, keys, attention_mask, options)
-        if together == 1 or attention_mask is None:
-            return packing.pack(sdpa_attention_forward(module, rows, keys, values, attention_mask, **options)[0])
-        grouped, mask = _grouped(rows, together), packing.once(_added, attention_mask, together, query.dtype)
-        read = _read(grouped, keys, values, mask, options)
-        packed = packing.pack(read.reshape(*rows.shape[:3], -1).transpose(1, 2))
 
-        def grouped_again(real: Tensor) -> Tensor:
-            return _grouped(packing.heads(real), together)
-
-        again += [
-            (grouped, partial(grouped_again, query.detach())),
-            (read, partial(grouped_again, packed.detach().transpose(1, 2))),
-        ]
-        return packed
+def _plain(mask: Tensor, options: Mapping[str, Any]) -> bool:
+    """Whether all there is to add to the scores is one mask for all heads."""
+    return mask.shape[1] == 1 and all(options.get(name) is None for name in ("position_bias", "softcap"))
 
 
 def _together(query: Tensor, key: Tensor, mask: Tensor | None, options: Mapping[str, Any]) -> int:
     """How many heads read the same keys together; 1 where that is left to transformers."""
-    left_to_sdpa = any(options.get(name) is not None for name in ("position_bias", "softcap"))
-    return 1 if left_to_sdpa or mask is None or mask.shape[1] != 1 else query.shape[1] // key.shape[1]
+    return 1 if mask is None or not _plain(mask, options) else query.shape[1] // key.shape[1]
 
 
 def _grouped(query: Tensor, together: int) -> Tensor:
@@ -104,47 +92,18 @@ def _grouped(query: Tensor, together: int) -> Tensor:
     return query.reshape(rows, heads // together, together * queries, width)
 
 
-def _added(mask: Tensor, together: int, dtype: torch.dtype) -> Tensor:
-    """A mask for grouped queries, as what is added to their scores."""
-    mask = mask.repeat(1, 1, together, 1)
-    return mask.new_zeros(mask.shape, dtype=dtype).masked_fill_(~mask, -math.inf) if mask.dtype == torch.bool else mask
+def _added(mask: Tensor, heads: int, key_heads: int, dtype: torch.dtype) -> Tensor:
+    """A mask for grouped queries, as what is added to their scores: `[rows * key heads, together * queries, keys]`."""
+    rows, _, queries, keys = mask.shape
+    mask = mask.expand(rows, heads, queries, keys).reshape(rows * key_heads, -1, keys)
+    added = mask.new_zeros(mask.shape, dtype=dtype).masked_fill_(~mask, -math.inf) if mask.dtype == torch.bool else mask
+    return wide(added)
 
 
 def _read(grouped: Tensor, key: Tensor, value: Tensor, mask: Tensor, options: Mapping[str, Any]) -> Tensor:
     """What grouped queries read `[rows, key heads, together * queries, d_head]`."""
     dropout, scale = options.get("dropout", 0.0), options.get("scaling")
     return scaled_dot_product_attention(grouped, key, value, mask, dropout_p=dropout, scale=scale)
-
-
-@dataclass
-class _Held:
-    """A tensor that a gradient needs, or what makes it again."""
-
-    value: Tensor | Callable[[], Tensor]
-
-    def made(self) -> Tensor:
-        """The tensor."""
-        return self.value if isinstance(self.value, Tensor) else self.value()
-
-
-@contextmanager
-def _made_again() -> Iterator[list[tuple[Tensor, Callable[[], Tensor]]]]:
-    """A gradient of what is done meanwhile does not keep the tensors that are listed with what makes them again."""
-    held: list[_Held] = []
-    again: list[tuple[Tensor, Callable[[], Tensor]]] = []
-
-    def hold(tensor: Tensor) -> _Held:
-        held.append(_Held(tensor))
-        return held[-1]
-
-    with saved_tensors_hooks(hold, _Held.made):
-        yield again
-    makers = {(made.data_ptr(), made.shape, made.stride()): make for made, make in again}
-    for each in held:
-        if isinstance(tensor := each.value, Tensor):
-            each.value = makers.get((tensor.data_ptr(), tensor.shape, tensor.stride()), tensor)
-    held.clear()
-    again.clear()
 
 
 def takes_packed(network: PreTrainedModel) -> bool:

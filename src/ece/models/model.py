@@ -14,6 +14,7 @@ from ece.errors import UserError
 from ece.models.attention import group_heads
 from ece.models.families import FAMILIES, Family
 from ece.models.gated import activations_made_again
+from ece.models.linear import maps_by_onednn
 from ece.models.memories import Memory
 from ece.models.norms import norms_by_hand
 from ece.models.overlay import Overlay
@@ -52,6 +53,7 @@ class Model:
         group_heads(network)
         activations_made_again(network)
         norms_by_hand(network)
+        maps_by_onednn(network)
         self.tokenizer = tokenizer
         self.name = name
         self.family = family_of(network.config.model_type)

@@ -9,12 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 """What a layer is handed besides the hidden states, by place and by name."""
+
+
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -24,9 +27,9 @@ class Packing:
     visible: Tensor
     """`[rows, positions]` bool, False at padding."""
 
-    _made: dict[Any, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False, compare=False)
+    _made: dict[Any, tuple[Tensor, Any]] = field(default_factory=dict, repr=False, compare=False)
 
-    def once(self, make: Callable[..., Tensor], of: Tensor, *options: Hashable) -> Tensor:
+    def once(self, make: Callable[..., Made], of: Tensor, *options: Hashable) -> Made:
         """`make(of, *options)`, which all layers of these rows share."""
         key = (make, id(of), *options)
         if key not in self._made:

@@ -107,6 +107,8 @@ class Stream:
     def run(self, groups: Sequence[list[int]], workers: int) -> Solved:
         """Search for all facts, which are prepared in these groups, in passes that workers take side by side.
 
+        The last facts, too few for a pass for each worker, share one that has all threads.
+
         Returns:
             What was found, by the facts' numbers.
         """
@@ -122,6 +124,9 @@ class Stream:
                     then(result.result())
                 else:
                     break
+        while self.free:
+            groups, self.free = list(self.free), deque()
+            self._go_on(groups, self._evaluated(groups))
         members, solved = zip(*self.found, strict=True)
         return Solved.joined(solved, torch.cat(members).argsort())
 
@@ -133,7 +138,7 @@ class Stream:
             self.preparing += self._first(members)
             return partial(self.prepare, members), partial(self._prepared, members)
         ready = waiting + sum(map(self._next_of, self.free))
-        if ready and (under_way < ABREAST or (waiting and ready >= self.budget)):
+        if ready and not self._last() and (under_way < ABREAST or (waiting and ready >= self.budget)):
             groups = self._filled()
             return partial(self._evaluated, groups), partial(self._go_on, groups)
         return None
@@ -151,11 +156,18 @@ class Stream:
         self.preparing -= self._first(members)
         self.waiting.extend(_Waiting(member, place, loss) for place, member in enumerate(members))
 
+    @property
+    def _left(self) -> int | None:
+        """Tokens of all that is left, once nothing is to begin; None before."""
+        return None if self.coming or self.preparing or self.waiting else sum(map(self._next_of, self.begun))
+
+    def _last(self) -> bool:
+        """Whether what is left is so little that one pass takes it all."""
+        return self._left is not None and self._left <= self.budget / ABREAST
+
     def _room(self) -> int:
         """Tokens of the next pass: a full one's, or at the end a worker's share of what is left."""
-        if self.coming or self.preparing or self.waiting:
-            return self.budget
-        return min(self.budget, math.ceil(sum(map(self._next_of, self.begun)) / ABREAST))
+        return self.budget if self._left is None else min(self.budget, math.ceil(self._left / ABREAST))
 
     def _filled(self) -> list[_Group]:
         """Groups for one pass: those in the middle of their search, and new facts in the places left."""
