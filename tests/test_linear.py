@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import tiny as make
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -42,7 +42,13 @@ print((resident() - before) // 1024)
 """
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
+@pytest.fixture(autouse=True)
+def small_maps_too(monkeypatch: pytest.MonkeyPatch):
+    """As those of tiny models are."""
+    monkeypatch.setattr("ece.models.linear.LARGE", 1)
+
+
+@settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(positions=st.integers(1, 3 * LEAST), rows=st.integers(1, 3), inner=st.integers(1, 40), outer=st.integers(1, 40))
 def test_it_is_the_product(positions: int, rows: int, inner: int, outer: int):
     """Against float64, there and back, on both sides of the least."""
@@ -146,11 +152,12 @@ def test_few_positions_and_many_give_the_same():
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
 
 
-def test_it_is_taken_at_the_least_number_of_positions():
+def test_it_is_taken_from_so_many_positions_and_numbers_on(monkeypatch: pytest.MonkeyPatch):
     """torch's counter knows its own product alone."""
+    monkeypatch.setattr("ece.models.linear.LARGE", 40 * 24)
     counts = []
-    for positions in (LEAST - 1, LEAST):
+    for positions, outer in ((LEAST - 1, 40), (LEAST, 40), (LEAST, 39)):
         with FlopCounterMode(display=False) as counter:
-            product(torch.randn(positions, 24), torch.randn(40, 24))
+            product(torch.randn(positions, 24), torch.randn(outer, 24))
         counts.append(counter.get_total_flops())
-    assert counts == [2 * (LEAST - 1) * 24 * 40, 0]
+    assert counts == [2 * (LEAST - 1) * 24 * 40, 0, 2 * LEAST * 24 * 39]

@@ -13,8 +13,8 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-LEAST = 5
-"""Positions from which it is faster."""
+LEAST, LARGE = 5, 1 << 16
+"""Positions, and numbers in W, from which it is faster: to make a kernel takes half a millisecond."""
 
 KEPT = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "32", "LRU_CACHE_CAPACITY": "1"}
 """How many of its kernels oneDNN keeps, 0.6 MB each, and how many each thread of torch. There is one for every number
@@ -42,7 +42,7 @@ class Linear(torch.autograd.Function):
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`x W^T + b` without a gradient, by the faster of the two."""
-    if x.numel() < LEAST * weight.shape[1]:
+    if x.numel() < LEAST * weight.shape[1] or weight.numel() < LARGE:
         return functional.linear(x, weight, bias)
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
