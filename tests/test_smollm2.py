@@ -63,9 +63,12 @@ def test_a_saved_edit_and_an_exported_checkpoint_say_the_same(
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
     assert merged.dtype == torch.float32
     shipped.apply(real_model)
-    for fact in shipped.facts[:3]:
-        ids = torch.tensor([locate(real_model, fact.prompt, fact.subject).ids])
-        with torch.no_grad():
+    asked = [torch.tensor([locate(real_model, fact.prompt, fact.subject).ids]) for fact in shipped.facts[:3]]
+    with torch.no_grad():
+        plain = [merged(ids).logits for ids in asked]  # as transformers multiplies
+        merged = ece.Model(merged, real_model.tokenizer, "merged").network  # as we do
+        for ids, theirs in zip(asked, plain, strict=True):
+            torch.testing.assert_close(theirs, real_model.network(ids).logits, rtol=1e-4, atol=1e-3)
             assert torch.equal(merged(ids).logits, real_model.network(ids).logits)
     shipped.revert(real_model)
 

@@ -64,8 +64,16 @@ class Layout:
         row, position = (real // positions)[:, None], (real % positions)[:, None]
         read = (row * heads + head) * positions + position
         present = (row * key_heads + key_head) * positions + position
-        each = (queries, keys, read, read.T, present, present.T)
-        return cls(*(index.reshape(-1) for index in each), positions, rows * key_heads)
+        return cls(
+            queries=queries.flatten(),
+            keys=keys.flatten(),
+            read=read.flatten(),
+            asked=read.T.flatten(),
+            present=present.flatten(),
+            own=present.T.flatten(),
+            positions=positions,
+            rows=rows * key_heads,
+        )
 
 
 class Reading(torch.autograd.Function):

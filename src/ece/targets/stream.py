@@ -125,8 +125,8 @@ class Stream:
                 else:
                     break
         while self.free:
-            groups, self.free = list(self.free), deque()
-            self._go_on(groups, self._evaluated(groups))
+            last, self.free = list(self.free), deque()
+            self._go_on(last, self._evaluated(last))
         members, solved = zip(*self.found, strict=True)
         return Solved.joined(solved, torch.cat(members).argsort())
 
