@@ -126,6 +126,14 @@ def test_without_both_libraries_torch_chooses(library: str, monkeypatch: pytest.
     assert "forward" not in vars(model.layers[0].get_submodule("mlp.up_proj"))
 
 
+def test_a_torch_that_does_not_have_it_is_left_alone(monkeypatch: pytest.MonkeyPatch):
+    """What is taken is not of torch's public interface."""
+    monkeypatch.setattr(torch.ops, "mkldnn", object())
+    assert not available()
+    model = make.build("llama")
+    assert "forward" not in vars(model.layers[0].get_submodule("mlp.up_proj"))
+
+
 def test_how_much_is_kept_can_be_said_by_the_user(monkeypatch: pytest.MonkeyPatch):
     first, second = KEPT
     monkeypatch.setenv(first, "77")

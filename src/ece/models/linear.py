@@ -48,8 +48,9 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def available() -> bool:
-    """Whether torch has both libraries: on other machines it chooses among what it has by itself."""
-    return torch.backends.mkldnn.is_available() and torch.backends.mkl.is_available()
+    """Whether torch has both libraries, and what its compiler calls for a linear map; else it chooses by itself."""
+    both = torch.backends.mkldnn.is_available() and torch.backends.mkl.is_available()
+    return both and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 def maps_by_onednn(network: PreTrainedModel) -> None:
