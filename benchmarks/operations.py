@@ -9,6 +9,8 @@ from typing import Any
 from torch import Size, ops
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
+from ece.models.linear import available
+
 
 def forward(query: Size, key: Size, value: Size, *_: Any, **__: Any) -> int:
     """Of attention `[rows, heads, queries or keys, d_head]`, padding included."""
@@ -28,9 +30,10 @@ def linear(x: Size, weight: Size, *_: Any, **__: Any) -> int:
 ON_A_PROCESSOR: dict[Any, Callable[..., int]] = {
     ops.aten._scaled_dot_product_flash_attention_for_cpu: forward,
     ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: backward,
-    ops.mkldnn._linear_pointwise: linear,
 }
 """What torch's counter knows for other devices alone."""
+if available():
+    ON_A_PROCESSOR[ops.mkldnn._linear_pointwise] = linear
 
 
 def counted() -> FlopCounterMode:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers.pytorch_utils import Conv1D
 
-from ece.models.linear import KEPT, LEAST, Linear, available, maps_by_onednn, product
+from ece.models.linear import KEPT, LEAST, Linear, available, product
 
 pytestmark = pytest.mark.skipif(not available(), reason="torch has not both oneDNN and MKL here")
 
@@ -70,18 +70,11 @@ def test_a_network_with_it_says_the_same(kind: str):
     assert len(maps) > len(model.layers)
     assert model.network.get_output_embeddings() in maps
     assert all("forward" in vars(module) for module in maps)
-    found = read(model.network, ids)
+    found = make.read(model.network, ids)
     for module in maps:
         del module.forward
-    for ours, theirs in zip(found, read(model.network, ids), strict=True):
+    for ours, theirs in zip(found, make.read(model.network, ids), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
-
-
-def read(network: Any, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits, and the gradient of their squares by what enters the lowest layer."""
-    entering = network.get_input_embeddings()(ids).detach().requires_grad_()
-    logits = network(inputs_embeds=entering.view_as(entering)).logits
-    return logits.detach(), torch.autograd.grad(logits.square().sum(), entering)[0]
 
 
 @pytest.mark.parametrize("name", ["weight", "bias"])
@@ -109,14 +102,6 @@ def test_a_weight_that_is_changed_is_seen():
     linear(x)
     linear.weight.mul_(2)
     torch.testing.assert_close(linear(x), type(linear).forward(linear, x), rtol=1e-4, atol=1e-4)
-
-
-def test_a_forward_that_somebody_replaced_is_left_alone():
-    model = make.build("llama")
-    linear: Any = model.layers[0].get_submodule("mlp.up_proj")
-    linear.forward = wrapped = lambda x: x
-    maps_by_onednn(model.network)
-    assert linear.forward is wrapped
 
 
 @pytest.mark.parametrize("library", ["mkldnn", "mkl"])

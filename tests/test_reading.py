@@ -149,7 +149,7 @@ def test_nothing_padded_is_kept_for_the_gradient():
     assert [state.data_ptr() for state in before] == [state.data_ptr() for state in made.past.states[0]]
 
 
-def test_all_layers_share_a_layout_and_a_mask(monkeypatch: pytest.MonkeyPatch):
+def test_all_layers_share_a_layout_and_a_mask():
     model = make.build("llama")
     replay = record(model, *padded([[1, 2, 3], [4]], model.device), Past.empty(2, model.device), pack=True)
     replay.run(replay.embedded, 0, len(model.layers))

@@ -174,3 +174,10 @@ def with_keys_in_sequence(model: Model, facts: Sequence[Fact], recipe: Method, b
 
     list(edit_in_sequence(model, facts, recipe, batch_size, accept=accept))
     return made
+
+
+def read(network: Any, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits, and the gradient of their squares by what enters the lowest layer."""
+    entering = network.get_input_embeddings()(ids).detach().requires_grad_()
+    logits = network(inputs_embeds=entering.view_as(entering)).logits
+    return logits.detach(), torch.autograd.grad(logits.square().sum(), entering)[0]

@@ -108,7 +108,7 @@ class Reading(torch.autograd.Function):
         read = torch.bmm(weights, _whole(before[1], value, layout))
         ctx.save_for_backward(query, key, value, weights)
         ctx.past, ctx.scale, ctx.layout = before, scale, layout
-        return _rows(read, layout.read).view(1, *query.shape[1:3][::-1], -1).to(query.dtype)
+        return _rows(read, layout.read).view(1, -1, query.shape[1], read.shape[-1]).to(query.dtype)
 
     @staticmethod
     @once_differentiable
@@ -129,7 +129,7 @@ class Reading(torch.autograd.Function):
         return (
             _rows(of_query, layout.asked).view(query.shape).to(query.dtype),
             _rows(of_key, layout.own).view(key.shape).to(key.dtype),
-            _rows(of_value, layout.present).view(1, *value.shape[1:3][::-1], -1).transpose(1, 2).to(value.dtype),
+            _rows(of_value, layout.present).view(1, -1, *value.shape[1::2]).transpose(1, 2).to(value.dtype),
             *(None,) * 4,
         )
 
