@@ -16,6 +16,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from ece.models.attention import grouped_attention
 from ece.models.padding import Packing
+from ece.models.reading import Layout
 from ece.models.replay import Past, _mask, padded, record
 
 WIDTH, WIDTH_OF_VALUES, SCALE = 8, 6, 0.3
@@ -79,6 +80,16 @@ def slow(made: Drawn) -> Tensor:
     return torch.stack(read).view(1, first, len(query), -1)
 
 
+def assert_read_as_by_each_position(made: Drawn, off: float) -> None:
+    """In value and gradient."""
+    found, wanted = made.read(), slow(made)
+    torch.testing.assert_close(found.double(), wanted, rtol=off, atol=off)
+    slope = torch.randn_like(wanted)
+    ours, theirs = (torch.autograd.grad((read.double() * slope).sum(), made.states) for read in (found, wanted))
+    for mine, its in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine, its.to(mine.dtype), rtol=off, atol=off)
+
+
 rows = st.lists(st.tuples(st.integers(1, 4), st.integers(0, 5)), min_size=1, max_size=4)
 
 
@@ -88,13 +99,31 @@ def test_it_is_what_each_position_reads(rows: list[tuple[int, int]], key_heads: 
     """In value and gradient; padding and places that a row does not have count for nothing."""
     lengths, behind = ([row[part] for row in rows] for part in (0, 1))
     made = drawn(lengths, behind, key_heads, groups, dtype)
-    found, wanted = made.read(), slow(made)
-    off = 1e-4 if dtype == torch.float32 else 1e-10
-    torch.testing.assert_close(found.double(), wanted, rtol=off, atol=off)
-    slope = torch.randn_like(wanted)
-    ours, theirs = (torch.autograd.grad((read.double() * slope).sum(), made.states) for read in (found, wanted))
-    for mine, its in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(mine, its.to(dtype), rtol=off, atol=off)
+    assert_read_as_by_each_position(made, 1e-4 if dtype == torch.float32 else 1e-10)
+
+
+@settings(deadline=None, derandomize=True, max_examples=40)
+@given(rows, st.integers(1, 3), st.sampled_from([1, 8, 40]))
+def test_rows_that_are_multiplied_apart_come_out_the_same(rows: list[tuple[int, int]], groups: int, least: int):
+    """However little it must save."""
+    lengths, behind = ([row[part] for row in rows] for part in (0, 1))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ece.models.reading.LEAST", least)
+        assert_read_as_by_each_position(drawn(lengths, behind, 2, groups, torch.float64), 1e-10)
+
+
+def test_rows_of_unlike_length_are_multiplied_apart_where_it_saves_enough():
+    """Eight rows of one position behind one, and one of 20 behind 20: 9 * 20 * 40 scores a head, or 20 * 40 + 8 * 2."""
+    lengths, behind = [1] * 4 + [20] + [1] * 4, [1] * 4 + [20] + [1] * 4
+    _, visible = padded([[1] * length for length in lengths], torch.device("cpu"))
+    where = torch.zeros(9, 20, dtype=torch.long)
+    for row, number in enumerate(behind):
+        where[row, :number] = 1
+    few, many = (Layout.of(where, visible, heads, 1, 7).blocks for heads in (1, 3))
+    assert [sorted(block.rows.tolist()) for block in few] == [list(range(9))]
+    assert [sorted(block.rows.tolist()) for block in many] == [[0, 1, 2, 3, 5, 6, 7, 8], [4]]
+    assert [(block.positions, block.past) for block in many] == [(1, 1), (20, 20)]
+    assert Layout.of(where, visible, 3, 1, 7).scores == 3 * (20 * 40 + 8 * 2)
 
 
 def test_many_scores_are_left_to_torch_and_are_the_same(monkeypatch: pytest.MonkeyPatch):

@@ -41,7 +41,7 @@ def cut_sequences(draw: st.DrawFn) -> tuple[list[list[int]], list[list[int]], li
 def assert_tails_equal_the_model(model: Model, layer: int, drawn: Any, seed: int) -> None:
     prefixes, sequences, cuts = drawn
     change = torch.randn(len(sequences), model.d_model, generator=torch.Generator().manual_seed(seed))
-    tails = Tails.cut(model, layer, sequences, cuts, SharedPrefixes.compute(model, prefixes))
+    tails, _ = Tails.cut(model, layer, sequences, cuts, SharedPrefixes.compute(model, prefixes))
     with torch.no_grad():
         found = tails.run(change)
         for row, (sequence, cut) in enumerate(zip(sequences, cuts, strict=True)):
@@ -64,8 +64,27 @@ def test_tails_for_the_other_types(kind: str):
     assert_tails_equal_the_model(make.build(kind), 1, drawn, 0)
 
 
+@several
+@given(drawn=cut_sequences(), layer=st.integers(0, 2), data=st.data())
+def test_rows_that_run_to_their_end_are_the_models(tiny: Model, drawn: Any, layer: int, data: st.DataObject):
+    """And the tails of all are what they are without."""
+    prefixes, sequences, cuts = drawn
+    ended = data.draw(st.lists(st.integers(0, len(sequences) - 1), unique=True))
+    ahead, change = SharedPrefixes.compute(tiny, prefixes), torch.randn(len(sequences), tiny.d_model)
+    tails, last = Tails.cut(tiny, layer, sequences, cuts, ahead, ended)
+    alone, none = Tails.cut(tiny, layer, sequences, cuts, ahead)
+    assert (len(last), len(none)) == (len(ended), 0)
+    with torch.no_grad():
+        for row, found in zip(ended, last, strict=True):
+            whole = reference.run_hooked(tiny, sequences[row], layer, 0, None)["last"]
+            torch.testing.assert_close(found, whole[-1], rtol=1e-4, atol=1e-4)
+        real = tails.visible[..., None]
+        assert torch.equal(tails.past.visible, alone.past.visible)
+        torch.testing.assert_close(tails.run(change) * real, alone.run(change) * real, rtol=1e-4, atol=1e-4)
+
+
 def test_a_change_reaches_what_follows(tiny: Model):
-    tails = Tails.cut(tiny, 1, [[5, 6, 7, 8]], [1], SharedPrefixes.compute(tiny, [[5]]))
+    tails, _ = Tails.cut(tiny, 1, [[5, 6, 7, 8]], [1], SharedPrefixes.compute(tiny, [[5]]))
     with torch.no_grad():
         moved = (tails.run(torch.randn(1, tiny.d_model)) - tails.run(torch.zeros(1, tiny.d_model))).norm(dim=-1)
     assert (moved > 1e-2).all()
@@ -91,7 +110,7 @@ def test_what_follows_a_beginning_is_what_it_is_in_the_whole(tiny: Model, beginn
 
 def test_select_keeps_the_rows_asked_for(tiny: Model):
     sequences, cuts = [[1, 2, 3, 4], [9, 8, 7], [1, 2, 5, 6, 7, 8], [4]], [2, 1, 3, 0]
-    tails = Tails.cut(tiny, 1, sequences, cuts, SharedPrefixes.compute(tiny, [[1, 2], []]))
+    tails, _ = Tails.cut(tiny, 1, sequences, cuts, SharedPrefixes.compute(tiny, [[1, 2], []]))
     change = torch.randn(4, tiny.d_model)
     rows = ids_of([0, 2, 3])
     with torch.no_grad():
@@ -104,7 +123,7 @@ def test_select_keeps_the_rows_asked_for(tiny: Model):
 def test_pasts_are_kept_once_and_without_padding(tiny: Model):
     """Two begin with what is computed already, two tokens; two and one of their own follow, and none in the last."""
     sequences, cuts = [[1, 2, 3, 4, 5], [9, 8, 7], [1, 2, 5, 6, 7, 8], [4]], [4, 1, 3, 0]
-    tails = Tails.cut(tiny, 1, sequences, cuts, SharedPrefixes.compute(tiny, [[1, 2], []]))
+    tails, _ = Tails.cut(tiny, 1, sequences, cuts, SharedPrefixes.compute(tiny, [[1, 2], []]))
     assert tails.past.visible.sum(1).tolist() == [4, 1, 3, 0]
     assert tails.past.states[2][0].shape[0] == 1 + 2 + (2 + 1 + 1)
     some = tails.select(ids_of([1, 3])).past
@@ -113,7 +132,7 @@ def test_pasts_are_kept_once_and_without_padding(tiny: Model):
 
 
 def test_gradients_flow_to_the_change_only(tiny: Model):
-    tails = Tails.cut(tiny, 1, [[5, 6, 7, 8]], [1], SharedPrefixes.compute(tiny, [[]]))
+    tails, _ = Tails.cut(tiny, 1, [[5, 6, 7, 8]], [1], SharedPrefixes.compute(tiny, [[]]))
     change = torch.zeros(1, tiny.d_model, requires_grad=True)
     tails.run(change).sum().backward()
     assert change.grad is not None

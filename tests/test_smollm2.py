@@ -68,7 +68,10 @@ def test_a_saved_edit_and_an_exported_checkpoint_say_the_same(
         plain = [merged(ids).logits for ids in asked]  # as transformers multiplies
         merged = ece.Model(merged, real_model.tokenizer, "merged").network  # as we do
         for ids, theirs in zip(asked, plain, strict=True):
-            torch.testing.assert_close(theirs, real_model.network(ids).logits, rtol=1e-4, atol=1e-3)
+            ours = real_model.network(ids).logits
+            torch.testing.assert_close(theirs[:, -1], ours[:, -1], rtol=1e-4, atol=1e-3)
+            # one position's states are ten times as long as the others', and round by as much more
+            assert ((theirs - ours).norm(dim=-1) < 1e-4 * theirs.norm(dim=-1)).all()
             assert torch.equal(merged(ids).logits, real_model.network(ids).logits)
     shipped.revert(real_model)
 

@@ -65,13 +65,13 @@ def _packed_attention(
     **options: Any,
 ) -> Tensor:
     """As `grouped_attention`: written out where it is plain and has few scores, else taken apart for `sdpa`."""
-    layer, (rows, positions), heads, key_heads = module.layer_idx, packing.visible.shape, query.shape[1], key.shape[1]
-    few = rows * heads * positions * (past.where.shape[1] + positions) <= FEW
-    if attention_mask is not None and few and _plain(attention_mask, options) and not options.get("dropout"):
+    layer, heads, key_heads = module.layer_idx, query.shape[1], key.shape[1]
+    if attention_mask is not None and _plain(attention_mask, options) and not options.get("dropout"):
         before, scale = past.states.get(layer), options.get("scaling") or query.shape[-1] ** -0.5
         layout = packing.once(Layout.of, past.where, packing.visible, heads, key_heads, len(before[0]) if before else 0)
-        mask = packing.once(_added, attention_mask, heads, key_heads, query.dtype)
-        return Reading.apply(query, key, value, before, mask, scale, layout)
+        if layout.scores <= FEW:
+            masks = packing.once(_added, attention_mask, layout, heads, key_heads, query.dtype)
+            return Reading.apply(query, key, value, before, masks, scale, layout)
     whole = past.whole(layer, 0, key), past.whole(layer, 1, value)
     return packing.pack(grouped_attention(module, packing.heads(query), *whole, attention_mask, **options)[0])
 
@@ -92,12 +92,17 @@ def _grouped(query: Tensor, together: int) -> Tensor:
     return query.reshape(rows, heads // together, together * queries, width)
 
 
-def _added(mask: Tensor, heads: int, key_heads: int, dtype: torch.dtype) -> Tensor:
-    """A mask for grouped queries, as what is added to their scores: `[rows * key heads, together * queries, keys]`."""
-    rows, _, queries, keys = mask.shape
-    mask = mask.expand(rows, heads, queries, keys).reshape(rows * key_heads, -1, keys)
-    added = mask.new_zeros(mask.shape, dtype=dtype).masked_fill_(~mask, -math.inf) if mask.dtype == torch.bool else mask
-    return wide(added)
+def _added(mask: Tensor, layout: Layout, heads: int, key_heads: int, dtype: torch.dtype) -> list[Tensor]:
+    """Of each block what is added to the scores of its grouped queries: `[matrices, together * positions, keys]`."""
+    if mask.dtype == torch.bool:
+        mask = mask.new_zeros(mask.shape, dtype=dtype).masked_fill_(~mask, -math.inf)
+    return [wide(_of_heads(block.seen(mask[:, 0]), heads, key_heads)) for block in layout.blocks]
+
+
+def _of_heads(mask: Tensor, heads: int, key_heads: int) -> Tensor:
+    """`[rows, queries, keys]` for all heads: `[rows * key heads, together * queries, keys]`."""
+    rows, queries, keys = mask.shape
+    return mask[:, None].expand(rows, heads, queries, keys).reshape(rows * key_heads, -1, keys)
 
 
 def _read(grouped: Tensor, key: Tensor, value: Tensor, mask: Tensor, options: Mapping[str, Any]) -> Tensor:

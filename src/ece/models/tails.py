@@ -31,7 +31,8 @@ class SharedPrefixes:
     @torch.no_grad()
     def compute(cls, model: Model, tokens: list[list[int]]) -> SharedPrefixes:
         """Run the prefixes `tokens` through the model as it is now."""
-        return cls(tokens, _continued(model, tokens, Past.empty(len(tokens), model.device)))
+        nothing, everything = Past.empty(len(tokens), model.device), range(len(model.layers))
+        return cls(tokens, _continued(model, tokens, nothing, everything)[0])
 
     @classmethod
     def of_all(cls, model: Model, sequences: Sequence[Sequence[int]], limit: int, least: int = 1) -> SharedPrefixes:
@@ -78,9 +79,9 @@ class Tails:
         sequences: Sequence[Sequence[int]],
         cuts: Sequence[int],
         prefixes: SharedPrefixes,
-        pack: bool = True,
-    ) -> Tails:
-        """Compute once what the change cannot reach.
+        ended: Sequence[int] = (),
+    ) -> tuple[Tails, Tensor]:
+        """Compute once what the change cannot reach: whole rows up to layer L, above it what is before the cuts.
 
         Args:
             model: the model, as it is now.
@@ -88,22 +89,30 @@ class Tails:
             sequences: token ids of each row.
             cuts: the position of the change in each row.
             prefixes: beginnings that have been computed already.
-            pack: compute nothing for padding; what is caught inside of layer L is then packed too.
+            ended: numbers of rows that run to their end in all layers, without a change.
+
+        Returns:
+            The tails, and what the last layer gives at the end of those rows `[ended, d_model]`.
         """
         shared = [prefixes.longest(row, cut) for row, cut in zip(sequences, cuts, strict=True)]
         which = torch.tensor([index for index, _ in shared], device=model.device)
         lengths = torch.tensor([length for _, length in shared], device=model.device)
-        past = prefixes.past.select(which)
-        past.where *= torch.arange(past.where.shape[1], device=model.device) < lengths[:, None]
+        before = _shortened(prefixes.past.select(which), lengths)
+        own = [row[length:] for row, (_, length) in zip(sequences, shared, strict=True)]
+        _, hidden = _continued(model, own, before, range(layer + 1))
 
-        heads = [row[length:cut] for row, cut, (_, length) in zip(sequences, cuts, shared, strict=True)]
-        tails = [row[cut:] for row, cut in zip(sequences, cuts, strict=True)]
-        past = _continued(model, heads, past)
-        ids, visible = padded(tails, model.device)
-        replay = record(model, ids, visible, past, pack)
-        hidden = replay.run(replay.embedded, 0, layer + 1)
+        starts = [cut - length for cut, (_, length) in zip(cuts, shared, strict=True)]
+        heads = [row[:start] for row, start in zip(own, starts, strict=True)]
+        for row in ended:
+            heads[row] = own[row]
         above = range(layer + 1, len(model.layers))
-        return cls(model, layer, ids, visible, hidden, past.of_layers(above))
+        past, last = _continued(model, heads, before, above, hidden)
+        past = _shortened(past, torch.tensor(cuts, device=model.device))
+
+        ids, visible = padded([row[cut:] for row, cut in zip(sequences, cuts, strict=True)], model.device)
+        tails = cls(model, layer, ids, visible, _from(hidden, starts, ids.shape[1]), past.of_layers(above))
+        ends = [len(heads[row]) - 1 for row in ended]
+        return tails, last[torch.tensor(ended, dtype=torch.long), torch.tensor(ends, dtype=torch.long)]
 
     @cached_property
     def replay(self) -> Replay:
@@ -136,16 +145,47 @@ class Tails:
         return self.replay.run(hidden, self.layer + 1, len(self.model.layers))
 
 
-def _continued(model: Model, tokens: Sequence[Sequence[int]], past: Past) -> Past:
-    """The past with each row's tokens appended, in all layers."""
+def _continued(
+    model: Model, tokens: Sequence[Sequence[int]], past: Past, layers: range, hidden: Tensor | None = None
+) -> tuple[Past, Tensor]:
+    """The past with each row's tokens appended, in some layers, and what leaves the last of these.
+
+    Args:
+        model: the model.
+        tokens: of each row; it may have none.
+        past: what comes before.
+        layers: some, in their order.
+        hidden: `[rows, positions, d_model]`: what enters the first of them; left out where that is the lowest.
+
+    Returns:
+        The past, and `[rows, positions, d_model]`.
+    """
+    leaving = None
     for rows in _together(model, tokens):
         ids, visible = padded([tokens[row] for row in rows], model.device)
         some = torch.tensor(rows, device=model.device)
         before = replace(past.select(some), seen={})
         replay = record(model, ids, visible, before, pack=True)
-        replay.run(replay.embedded, 0, len(model.layers))
+        entering = replay.embedded if hidden is None else hidden[some.to(hidden.device), : ids.shape[1]]
+        reached = replay.run(entering, layers.start, layers.stop)
+        if leaving is None:
+            leaving = reached.new_zeros(len(tokens), max(map(len, tokens)), reached.shape[2])
+        leaving[some.to(leaving.device), : ids.shape[1]] = reached
         past = replace(past, seen=before.seen).extended(visible, some)
-    return past
+    return past, torch.zeros(len(tokens), 0, model.d_model, device=model.device) if leaving is None else leaving
+
+
+def _shortened(past: Past, lengths: Tensor) -> Past:
+    """A past of which each row keeps so many positions `[rows]`, the first ones."""
+    where = past.where[:, : int(lengths.max())]
+    return replace(past, where=where * (torch.arange(where.shape[1], device=where.device) < lengths[:, None]))
+
+
+def _from(hidden: Tensor, starts: Sequence[int], length: int) -> Tensor:
+    """So many positions of each row from its start on `[rows, length, d_model]`; behind its end its last one again."""
+    row = torch.arange(len(hidden), device=hidden.device)[:, None]
+    position = torch.tensor(starts, device=hidden.device)[:, None] + torch.arange(length, device=hidden.device)
+    return hidden[row, position.clamp_max(hidden.shape[1] - 1)]
 
 
 def _together(model: Model, tokens: Sequence[Sequence[int]]) -> Iterator[list[int]]:

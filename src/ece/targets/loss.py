@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Annotated, Literal
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from ece.facts import Fact
 from ece.models.model import Model
-from ece.models.replay import Parts, of_device, parts_captured
+from ece.models.replay import of_device, padded, parts_captured, record
 from ece.models.tails import SharedPrefixes, Tails
 from ece.models.tokens import Tokens, locate
 
@@ -161,13 +160,6 @@ class _Rows:
             torch.cat([part.position for part in parts]),
         )
 
-    def alone(self, predictions: Tensor) -> _Rows:
-        """The rows of some predictions (bool), of which each has a row of its own."""
-        predictions = predictions.to(self.row.device)
-        rows = self.row[predictions]
-        numbers = torch.arange(len(rows), device=rows.device)
-        return _Rows(self.tails.select(rows), self.fact[rows], self.context[rows], numbers, self.position[predictions])
-
     def logits(self, delta: Tensor) -> Tensor:
         """`[predictions, vocabulary]`, in float32."""
         hidden = self.tails.run(delta[self.fact.to(delta.device)])
@@ -226,22 +218,18 @@ class TargetLoss:
         if weights.kl:
             texts += [locate(model, ESSENCE, f.subject) for f in facts]
             fact, context = torch.cat([fact, number]), torch.cat([context, torch.full_like(number, len(before))])
-        with parts_captured(model, layer) if site == "ffn" else nullcontext(Parts()) as parts:
-            rows, token = _rows(model, layer, texts, fact, context, prefixes, pack=site == "layer")
+        rows, token, about = _rows(model, layer, texts, fact, context, prefixes)
         per_text = torch.tensor([len(tokens.target) or 1 for tokens in texts], device=model.device)
         share = (token != ESSENCE_TOKEN) / (per_text[rows.row].float() * len(before))
 
-        def at_subject(states: Tensor) -> Tensor:
-            return states[: prompts : len(before), 0].float()
-
-        hidden = at_subject(rows.tails.hidden)
-        about = rows.alone(token == ESSENCE_TOKEN) if weights.kl else None
         with torch.no_grad():
-            reference = about.logits(torch.zeros_like(hidden)).log_softmax(-1).unbind() if about else ()
+            reference = model.logits(about).float().log_softmax(-1).unbind() if weights.kl else ()
+        bare = slice(0, prompts, len(before))
+        hidden = rows.tails.hidden[bare, 0].float()
         size, attention = hidden.norm(dim=1), None
         if site == "ffn":
-            size, attention = (at_subject(part).norm(dim=1) for part in (parts.ffn, parts.attention))
-        tokens = per_text[: prompts : len(before)]
+            size, attention = _norms_of_parts(model, layer, texts[bare])
+        tokens = per_text[bare]
         balls = Balls(hidden, size, weights.clamp, tokens, attention)
         return cls(balls, weights, rows, token, share, reference, len(before))
 
@@ -347,7 +335,9 @@ class TargetLoss:
     def _first(self, logits: Tensor) -> Tensor:
         """Whether every token of the target is the most probable one `[facts]`."""
         token = self._token.to(logits.device)
-        return self._of_facts(((logits.argmax(-1) != token) & (token != ESSENCE_TOKEN)).float()) == 0
+        own = logits.gather(1, token.clamp_min(0)[:, None])[:, 0]
+        first = own >= logits.amax(-1)  # argmax takes ten times as long
+        return self._of_facts((~first & (token != ESSENCE_TOKEN)).float()) == 0
 
     def _of_facts(self, values: Tensor) -> Tensor:
         """Sums `[facts]` over each fact's predictions."""
@@ -356,21 +346,33 @@ class TargetLoss:
 
 
 def _rows(
-    model: Model,
-    layer: int,
-    texts: Sequence[Tokens],
-    fact: Tensor,
-    context: Tensor,
-    prefixes: SharedPrefixes,
-    pack: bool,
-) -> tuple[_Rows, Tensor]:
-    """Tails of texts cut at their subjects, the predictions of their targets or of what comes next, and the tokens."""
+    model: Model, layer: int, texts: Sequence[Tokens], fact: Tensor, context: Tensor, prefixes: SharedPrefixes
+) -> tuple[_Rows, Tensor, Tensor]:
+    """Tails of texts cut at their subjects, the predictions of their targets or of what comes next, and the tokens.
+
+    The last of three is what the last layer gives, unchanged, where something comes next `[essence prompts, d_model]`.
+    """
     cuts = [text.subject_last for text in texts]
-    tails = Tails.cut(model, layer, [text.read for text in texts], cuts, prefixes, pack)
+    without = [number for number, text in enumerate(texts) if not text.target]
+    tails, about = Tails.cut(model, layer, [text.read for text in texts], cuts, prefixes, without)
     wanted = []
     for i, text in enumerate(texts):
         first = text.target_start - 1 - text.subject_last
         for offset, target in enumerate(text.target or [ESSENCE_TOKEN]):
             wanted.append((i, first + offset, target))
     row, position, token = torch.tensor(wanted, device=model.device).T
-    return _Rows(tails, fact, context, row, position), token
+    return _Rows(tails, fact, context, row, position), token, about
+
+
+@torch.no_grad()
+def _norms_of_parts(model: Model, layer: int, texts: Sequence[Tokens]) -> tuple[Tensor, Tensor]:
+    """How long the FFN's and the attention's parts of layer L's output are at each text's subject, both `[texts]`."""
+    ids, visible = padded([text.read[: text.subject_last + 1] for text in texts], model.device)
+    replay = record(model, ids, visible)
+    with parts_captured(model, layer) as parts:
+        replay.run(replay.embedded, 0, layer + 1)
+    last = visible.sum(1) - 1
+    ffn, attention = (
+        part[torch.arange(len(part)), last.to(part.device)].float().norm(dim=1) for part in (parts.ffn, parts.attention)
+    )
+    return ffn, attention

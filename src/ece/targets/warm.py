@@ -81,6 +81,8 @@ class WarmStart:
         """Take in solved edits: embeddings and deltas, both `[facts, d_model]`."""
         norm = delta.norm(dim=1, keepdim=True)
         solved = norm[:, 0] > 0
+        if not solved.any():
+            return
         sums = self._sums or _Sums.none(delta.shape[1], delta.device)
         self._sums = sums.plus(embeddings.to(delta.device)[solved], (delta / norm)[solved])
 
