@@ -70,7 +70,9 @@ def test_a_saved_edit_and_an_exported_checkpoint_say_the_same(
         for ids, theirs in zip(asked, plain, strict=True):
             ours = real_model.network(ids).logits
             torch.testing.assert_close(theirs[:, -1], ours[:, -1], rtol=1e-4, atol=1e-3)
-            # one position's states are ten times as long as the others', and round by as much more
+            # one position's states may be ten times as long as the others', and round by as much more
+            near = torch.isclose(theirs, ours, rtol=1e-4, atol=1e-3).all(-1)
+            assert near.sum() >= near.numel() - 1
             assert ((theirs - ours).norm(dim=-1) < 1e-4 * theirs.norm(dim=-1)).all()
             assert torch.equal(merged(ids).logits, real_model.network(ids).logits)
     shipped.revert(real_model)

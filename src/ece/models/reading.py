@@ -154,10 +154,10 @@ class Reading(torch.autograd.Function):
             layout: of the rows.
         """
         before = past or (None, None)
-        keys, values = _all(before[0], key), _all(before[1], value)
+        queries, keys, values = query[0].flatten(0, 1), _all(before[0], key), _all(before[1], value)
         read, kept = [], []
         for block, mask in zip(layout.blocks, masks, strict=True):
-            grouped = _taken(query[0].flatten(0, 1), block.queries, block)
+            grouped = _taken(queries, block.queries, block)
             weights = torch.baddbmm(mask, grouped, _taken(keys, block.keys, block).mT, alpha=scale).softmax(-1)
             read.append(torch.bmm(weights, _taken(values, block.keys, block)))
             kept.append(weights)
@@ -173,7 +173,7 @@ class Reading(torch.autograd.Function):
         """Its gradient by the queries, keys and values of what is present."""
         query, key, value, *kept = ctx.saved_tensors
         layout, of_queries, of_keys, of_values = ctx.layout, [], [], []
-        keys, values = _all(ctx.past[0], key), _all(ctx.past[1], value)
+        queries, keys, values = query[0].flatten(0, 1), _all(ctx.past[0], key), _all(ctx.past[1], value)
         sizes = [weights.shape[0] * weights.shape[1] for weights in kept]
         of_read = kept[0].new_zeros(sum(sizes), slope.shape[-1])
         of_read.index_copy_(0, layout.read, slope.flatten(0, 2).to(of_read))
@@ -182,7 +182,7 @@ class Reading(torch.autograd.Function):
             scores = torch.bmm(read, _taken(values, block.keys, block).mT).mul_(weights)
             scores = scores.addcmul_(weights, scores.sum(-1, keepdim=True), value=-1).mul_(ctx.scale)
             of_queries.append(torch.bmm(scores, _taken(keys, block.keys, block)))
-            of_keys.append(torch.bmm(scores[:, :, present].mT, _taken(query[0].flatten(0, 1), block.queries, block)))
+            of_keys.append(torch.bmm(scores[:, :, present].mT, _taken(queries, block.queries, block)))
             of_values.append(torch.bmm(weights[:, :, present].mT, read))
         return (
             _rows(of_queries, layout.asked).view(query.shape).to(query.dtype),

@@ -163,11 +163,11 @@ class Stream:
 
     def _last(self) -> bool:
         """Whether what is left is so little that one pass takes it all."""
-        return self._left is not None and self._left <= self.budget / ABREAST
+        return (left := self._left) is not None and left <= self.budget / ABREAST
 
     def _room(self) -> int:
         """Tokens of the next pass: a full one's, or at the end a worker's share of what is left."""
-        return self.budget if self._left is None else min(self.budget, math.ceil(self._left / ABREAST))
+        return self.budget if (left := self._left) is None else min(self.budget, math.ceil(left / ABREAST))
 
     def _filled(self) -> list[_Group]:
         """Groups for one pass: those in the middle of their search, and new facts in the places left."""
