@@ -13,8 +13,9 @@ import tiny as make
 import torch
 from torch import Tensor
 
+from ece.errors import UserError
 from ece.facts import Fact
-from ece.methods import searching
+from ece.methods import memory, searching
 from ece.methods.memory import needed
 from ece.methods.recipe import PerFact, Recipe, TwoStep
 from ece.models import Model
@@ -169,6 +170,35 @@ def test_smaller_passes_need_less_memory(tiny_llama: Model):
     small, large = (needed(tiny_llama, chosen, tokens) for tokens in (100, 300))
     values = 12 * tiny_llama.d_model + 4 * tiny_llama.d_ff
     assert large - small == 200 * 4 * (len(tiny_llama.layers) - LAYER - 1) * values
+
+
+def test_a_search_holds_what_its_passes_may_or_what_its_facts_have(
+    tiny_llama: Model, more_facts: list[Fact], before: list[str], monkeypatch: pytest.MonkeyPatch
+):
+    """A fact's prompts are read from the subject's last token to the target's last but one; a row counts two more."""
+    chosen, read = recipe(PerFact()), 0
+    for fact in more_facts:
+        text = reference.token_ids(tiny_llama, f"{fact.prompt.format(fact.subject)} {fact.target}")
+        tail = len(text) - 1 - reference.subject_position(tiny_llama, fact)
+        read += (len(before) + 1) * (tail + searching.ROW_TOKENS)
+    assert searching.tokens_at_a_time(tiny_llama, more_facts, chosen, before) == read
+    few = chosen.with_options({"pass_tokens": 10})
+    for threads in (1, 2):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        assert searching.tokens_at_a_time(tiny_llama, more_facts, few, before) == 10 * threads
+
+
+def test_passes_that_fit_are_named(tiny_llama: Model, monkeypatch: pytest.MonkeyPatch):
+    chosen = recipe(PerFact())
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(memory, "available", lambda device: needed(tiny_llama, chosen, 121))
+    memory.check(tiny_llama, chosen, 121)
+    with pytest.raises(UserError, match=r"pass_tokens=60\)"):
+        memory.check(tiny_llama, chosen, 122)
+    monkeypatch.setattr(memory, "available", lambda device: needed(tiny_llama, chosen, 0) - 1)
+    with pytest.raises(UserError, match="layers") as refused:
+        memory.check(tiny_llama, chosen, 122)
+    assert "pass_tokens" not in str(refused.value)
 
 
 def assert_same(found: Value, wanted: Value, facts: Tensor) -> None:

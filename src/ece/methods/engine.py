@@ -26,7 +26,7 @@ from ece.methods.method import Method, known
 from ece.methods.phases import Phases
 from ece.methods.recall import recalled_history
 from ece.methods.recipe import PerFact, Recipe
-from ece.methods.searching import InAdvance, Search, pass_tokens, search, searched_on
+from ece.methods.searching import InAdvance, Search, search, searched_on, tokens_at_a_time
 from ece.methods.subjects import states, wanted
 from ece.methods.writing import statistics, swept
 from ece.models import Delta, LowRank, Model
@@ -74,7 +74,7 @@ def edit(
     before = before or written_contexts(model)
     recipe = with_layers(model, facts, recipe, history.moments)
     layers = recipe.edited
-    check_memory(model, recipe, pass_tokens(model, recipe))
+    check_memory(model, recipe, tokens_at_a_time(model, facts, recipe, before))
     statistics(model, recipe)  # made if they are not on disk; they are read once the targets are found
     said = known(model, facts)
     phases.end("preparation")

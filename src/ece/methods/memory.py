@@ -8,6 +8,7 @@ import torch
 from ece.errors import UserError
 from ece.methods.recipe import Recipe
 from ece.models import Model
+from ece.models.abreast import workers
 
 
 def available(device: torch.device) -> int:
@@ -18,28 +19,41 @@ def available(device: torch.device) -> int:
     return psutil.virtual_memory().available
 
 
-def needed(model: Model, recipe: Recipe, pass_tokens: int) -> int:
-    """Bytes that an edit takes beside the model: moments, the system that is solved, and one pass of the search."""
+def needed(model: Model, recipe: Recipe, tokens: int) -> int:
+    """Bytes that an edit takes beside the model: moments, the system that is solved, and what the search holds.
+
+    Args:
+        model: the model.
+        recipe: with the layers that it edits.
+        tokens: tail tokens in the search's passes at a time.
+    """
     square = 8 * model.d_ff**2
     moment = square // 2  # E[kk^T] is in float32, and a history keeps each number once
     moments = (2 if recipe.history else 1) * len(recipe.edited) * moment
     above = len(model.layers) - recipe.edited[-1] - 1
     one_token = model.weight(0).element_size() * above * (12 * model.d_model + 4 * model.d_ff)
-    return moments + 4 * square + pass_tokens * one_token
+    return moments + 4 * square + tokens * one_token
 
 
-def check(model: Model, recipe: Recipe, pass_tokens: int) -> None:
+def check(model: Model, recipe: Recipe, tokens: int) -> None:
     """Refuse what will not fit.
+
+    Args:
+        model: the model.
+        recipe: with the layers that it edits.
+        tokens: tail tokens in the search's passes at a time.
 
     Raises:
         UserError: says how much is needed and there, and what to lower.
     """
     device = model.weight(recipe.edited[0]).device
-    need, there = needed(model, recipe, pass_tokens), available(device)
-    if need > there:
-        raise UserError(
-            f"not enough memory on {device}: about {need / 1e9:.1f} GB needed beside the model,"
-            f" {there / 1e9:.1f} GB free;"
-            " edit fewer layers (--set layers=...), search in smaller passes (--set pass_tokens=...),"
-            " load the model in bfloat16 (--dtype), or free some memory"
-        )
+    need, there = needed(model, recipe, tokens), available(device)
+    if need <= there:
+        return
+    without = needed(model, recipe, 0)
+    most = tokens * (there - without) // (need - without) // workers(model)
+    passes = f" search in passes that fit (--set pass_tokens={most})," if most > 0 else ""
+    raise UserError(
+        f"not enough memory on {device}: about {need / 1e9:.1f} GB needed beside the model, {there / 1e9:.1f} GB free;"
+        f"{passes} edit fewer layers (--set layers=...), load the model in bfloat16 (--dtype), or free some memory"
+    )

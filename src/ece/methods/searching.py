@@ -95,6 +95,13 @@ def pass_tokens(model: Model, recipe: Recipe) -> int:
     return recipe.pass_tokens or of_device(model, PASS_TOKENS)
 
 
+def tokens_at_a_time(model: Model, facts: Sequence[Fact], recipe: Recipe, before: Sequence[str]) -> int:
+    """Tail tokens in the passes that run at a time: what these may hold, or all of the facts' where that is less."""
+    views = recipe.targets.views if isinstance(recipe.targets, PerFact) else 1
+    of_all = sum(lengths[0] for lengths in _lengths(model, facts, before[: 1 + recipe.contexts], views))
+    return min(workers(model) * pass_tokens(model, recipe), of_all)
+
+
 def searched_on(model: Model, recipe: Recipe) -> AbstractContextManager[None]:
     """While this lasts, the model is the one that targets are sought on: the original, or the one edited so far."""
     return model.overlay.suspended(model) if recipe.targets_from == "original" else nullcontext()
@@ -202,9 +209,7 @@ def _streamed(
         learn: told of those that are done.
         views: that its prompts are dealt out among.
     """
-    texts = [locate(model, fact.prompt, fact.subject, target=fact.target) for fact in facts]
-    rows = [len(range(view, len(before) + 1, views)) for view in range(min(views, len(before)))]
-    lengths = [[many * (len(text.read) - text.subject_last + ROW_TOKENS) for many in rows] for text in texts]
+    lengths = _lengths(model, facts, before, views)
     order = sorted(range(len(facts)), key=lengths.__getitem__)
     first = [lengths[fact][0] for fact in order]
     budget = min(budget, math.ceil(sum(first) / side_by_side(model)))
@@ -220,3 +225,10 @@ def _streamed(
 
         stream = Stream(descent, prepared, lengths, budget, start, done)
         return stream.run([order[group.start : group.stop] for group in groups], workers(model))
+
+
+def _lengths(model: Model, facts: Sequence[Fact], before: Sequence[str], views: int) -> list[list[int]]:
+    """By fact and view, what its rows count in a pass: their tails' tokens, and `ROW_TOKENS` for each."""
+    texts = [locate(model, fact.prompt, fact.subject, target=fact.target) for fact in facts]
+    rows = [len(range(view, len(before) + 1, views)) for view in range(min(views, len(before)))]
+    return [[many * (len(text.read) - text.subject_last + ROW_TOKENS) for many in rows] for text in texts]
