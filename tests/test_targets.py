@@ -199,6 +199,11 @@ def test_passes_that_fit_are_named(tiny_llama: Model, monkeypatch: pytest.Monkey
     with pytest.raises(UserError, match="layers") as refused:
         memory.check(tiny_llama, chosen, 122)
     assert "pass_tokens" not in str(refused.value)
+    last = dataclasses.replace(chosen, layers=(len(tiny_llama.layers) - 1,))
+    assert needed(tiny_llama, last, 122) == needed(tiny_llama, last, 0)  # nothing stands above it
+    monkeypatch.setattr(memory, "available", lambda device: 1000)
+    with pytest.raises(UserError, match="layers"):
+        memory.check(tiny_llama, last, 122)
 
 
 def assert_same(found: Value, wanted: Value, facts: Tensor) -> None:

@@ -51,8 +51,8 @@ def check(model: Model, recipe: Recipe, tokens: int) -> None:
     if need <= there:
         return
     without = needed(model, recipe, 0)
-    most = tokens * (there - without) // (need - without) // workers(model)
-    passes = f" search in passes that fit (--set pass_tokens={most})," if most > 0 else ""
+    most = tokens * (there - without) // (need - without) // workers(model) if there > without else 0
+    passes = f" search in passes that fit (--set pass_tokens={most})," if most else ""
     raise UserError(
         f"not enough memory on {device}: about {need / 1e9:.1f} GB needed beside the model, {there / 1e9:.1f} GB free;"
         f"{passes} edit fewer layers (--set layers=...), load the model in bfloat16 (--dtype), or free some memory"
